@@ -1,0 +1,23 @@
+# KKTORCH_WITH_CUDA: are our CUDA kernels (csrc/**/*.cu) built? CUDA tensors also work without them, through ATen ops.
+include(CheckLanguage)
+set(KKTORCH_WITH_CUDA OFF)
+if(NOT KKTORCH_CUDA STREQUAL "OFF")
+  check_language(CUDA)
+  if(CMAKE_CUDA_COMPILER AND KKTORCH_TORCH_HAS_CUDA)
+    set(KKTORCH_WITH_CUDA ON)
+  elseif(KKTORCH_CUDA STREQUAL "ON")
+    message(FATAL_ERROR "kktorch: KKTORCH_CUDA=ON expected nvcc and a CUDA build of LibTorch, but got "
+                        "nvcc='${CMAKE_CUDA_COMPILER}', CUDA in LibTorch=${KKTORCH_TORCH_HAS_CUDA}")
+  endif()
+endif()
+if(KKTORCH_WITH_CUDA)
+  if(NOT CMAKE_CUDA_ARCHITECTURES)
+    set(CMAKE_CUDA_ARCHITECTURES "80-real;90-real;90-virtual")
+  endif()
+  enable_language(CUDA)
+  set(CMAKE_CUDA_STANDARD 20)
+  set(CMAKE_CUDA_STANDARD_REQUIRED ON)
+  # Static: the library then runs wherever LibTorch runs, with or without a toolkit.
+  set(CMAKE_CUDA_RUNTIME_LIBRARY Static)
+endif()
+message(STATUS "kktorch: CUDA kernels ${KKTORCH_WITH_CUDA}")

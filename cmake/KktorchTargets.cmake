@@ -1,0 +1,33 @@
+# Warnings and sanitizers of our own targets; nothing is set globally.
+function(kktorch_compile_options target)
+  target_compile_options(${target} PRIVATE $<$<COMPILE_LANGUAGE:CXX>:-Wall -Wextra -Werror>)
+  if(KKTORCH_SANITIZE)
+    # LibTorch hides type information that -fsanitize=vptr needs.
+    target_compile_options(${target} PRIVATE $<$<COMPILE_LANGUAGE:CXX>:-fsanitize=${KKTORCH_SANITIZE}
+                           -fno-sanitize=vptr -fno-omit-frame-pointer -fno-sanitize-recover=all>)
+    target_link_options(${target} PRIVATE -fsanitize=${KKTORCH_SANITIZE})
+  endif()
+endfunction()
+
+# CPU kernels are compiled once per instruction-set tier, from the same source, each in a namespace of its own
+# (KKTORCH_TIER); csrc/common/cpu_tier.h chooses one at run time.
+#   kktorch_tiered_sources(target source...)
+function(kktorch_tiered_sources target)
+  set(tiers generic)
+  if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64")
+    list(APPEND tiers avx2 avx512)
+  endif()
+  set(flags_generic "")
+  set(flags_avx2 -mavx2 -mfma -mf16c)
+  set(flags_avx512 -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx2 -mfma -mf16c -mprefer-vector-width=512)
+  foreach(tier ${tiers})
+    add_library(${target}_${tier} OBJECT ${ARGN})
+    target_include_directories(${target}_${tier} PRIVATE ${PROJECT_SOURCE_DIR})
+    target_include_directories(${target}_${tier} SYSTEM PRIVATE ${kktorch_torch_include})
+    target_compile_definitions(${target}_${tier} PRIVATE KKTORCH_TIER=${tier})
+    # Kernels are plain loops for the vectoriser; contraction gives the fused multiply-adds that the formulas ask for.
+    target_compile_options(${target}_${tier} PRIVATE -O3 -ffp-contract=fast -fno-math-errno ${flags_${tier}})
+    kktorch_compile_options(${target}_${tier})
+    target_sources(${target} PRIVATE $<TARGET_OBJECTS:${target}_${tier}>)
+  endforeach()
+endfunction()

@@ -1,0 +1,34 @@
+#pragma once
+// The part of Attention-BN around softmax attention: statistics, normalised queries and keys, and their gradients.
+// Three implementations of one interface: CPU kernels, a composition of ATen ops for any device, CUDA kernels.
+#include "ops/attention/problem.h"
+
+namespace kktorch::detail {
+
+/// Operands of the softmax attention. Global statistics: q^ = (q - beta mu) r and c^ = (k - mu) r; prefix statistics:
+/// q~_i = (q_i - beta mu_i) a_i and x = k - x0. Shapes and dtype of query and key, contiguous.
+struct NormalisedOperands {
+  at::Tensor query, key;
+};
+
+struct Normaliser {
+  /// Forward: computes the operands, and the statistics (AttentionResult::statistics).
+  NormalisedOperands (*forward)(const AttentionProblem&, at::Tensor& statistics);
+
+  /// The same operands from saved statistics.
+  NormalisedOperands (*recompute)(const AttentionProblem&, const at::Tensor& statistics);
+
+  /// Turns the gradients of the operands, in place, into those of query and key; returns that of beta, [H].
+  at::Tensor (*backward)(const AttentionProblem&, const NormalisedOperands&,
+                         const at::Tensor& statistics, at::Tensor& grad_query,
+                         at::Tensor& grad_key);
+};
+
+const Normaliser& cpu_normaliser();
+const Normaliser& aten_normaliser();
+
+/// The implementation for the problem's device. CUDA: the composition, until the kernels have been verified on a device;
+/// KKTORCH_EXPERIMENTAL_CUDA=1 selects the kernels where they are built.
+const Normaliser& normaliser_for(const AttentionProblem& problem);
+
+}  // namespace kktorch::detail

@@ -1,0 +1,122 @@
+// The stock back end: Attention-BN = softmax attention of ATen on normalised operands (normalise.h).
+#include <ATen/TensorOperators.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/ones.h>
+#include <ATen/ops/zeros.h>
+
+#include <limits>
+
+#include "ops/attention/normalise.h"
+#include "ops/attention/softmax_attention.h"
+
+namespace kktorch::detail {
+namespace {
+
+using at::Tensor;
+
+constexpr double kInfinity = std::numeric_limits<double>::infinity();
+
+/// True where the kernels' own causal masking says j <= query_offset + i. CUDA kernels align the mask to the last key.
+bool plain_causal(const AttentionProblem& p) {
+  return p.is_causal && p.query_offset == 0 && (p.query.is_cpu() || p.M() == p.N());
+}
+
+/// True where some row has a key in its future.
+bool causal_hides_keys(const AttentionProblem& p) {
+  return p.is_causal && p.query_offset < p.N() - 1;
+}
+
+Tensor add_bias(const Tensor& a, const Tensor& b) { return a.defined() ? a + b : b; }
+
+/// ln n_j + mask + causal mask, as far as the kernel's causal flag does not cover them; undefined if there is nothing.
+Tensor logit_bias(const AttentionProblem& p) {
+  const auto options = p.beta.options();
+  Tensor bias;
+  if (p.key_weight.defined()) bias = p.key_weight.log().view({p.B(), 1, 1, p.N()});
+  if (p.attn_mask.defined()) {
+    const bool boolean = p.attn_mask.scalar_type() == at::kBool;
+    auto mask = boolean ? at::zeros(p.attn_mask.sizes(), options)
+                              .masked_fill_(p.attn_mask.logical_not(), -kInfinity)
+                        : p.attn_mask.to(p.acc());
+    if (mask.dim() == 2) mask = mask.view({1, 1, p.M(), p.N()});
+    bias = add_bias(bias, mask);
+  }
+  if (causal_hides_keys(p) && !plain_causal(p)) {
+    const auto future = at::ones({1, 1, p.M(), p.N()}, options.dtype(at::kBool))
+                            .triu(p.query_offset + 1);
+    bias = add_bias(bias, at::zeros(future.sizes(), options).masked_fill_(future, -kInfinity));
+  }
+  return bias;
+}
+
+/// Padded values may hold anything; a probability of 0 times NaN would still be NaN.
+Tensor valid_values(const AttentionProblem& p) {
+  if (!p.key_weight.defined()) return p.value;
+  return p.value.masked_fill((p.key_weight == 0).view({p.B(), 1, p.N(), 1}), 0);
+}
+
+SoftmaxAttention softmax_problem(const AttentionProblem& p, const NormalisedOperands& operands) {
+  return {.query = operands.query,
+          .key = operands.key,
+          .value = valid_values(p),
+          .bias = logit_bias(p),
+          .is_causal = causal_hides_keys(p) && plain_causal(p),
+          .scale = p.scale,
+          .dropout_p = p.dropout_p};
+}
+
+/// Row-dependent scales exclude the balanced form, whose operands 16-bit types can hold (1/eps overflows float16):
+/// prefix problems are computed in the accumulation type and rounded once.
+AttentionProblem in_working_dtype(AttentionProblem p) {
+  if (!p.prefix) return p;
+  p.query = p.query.to(p.acc()), p.key = p.key.to(p.acc()), p.value = p.value.to(p.acc());
+  return p;
+}
+
+/// `t` in `dtype`, stored (B, L, H, width).
+Tensor heads_last(const Tensor& t, at::ScalarType dtype) {
+  auto out = empty_heads_last(t.sym_sizes(), t.options().dtype(dtype));
+  if (t.scalar_type() == dtype && t.strides() == out.strides()) return t;
+  return out.copy_(t);
+}
+
+AttentionResult forward(const AttentionProblem& problem) {
+  const auto p = in_working_dtype(problem);
+  AttentionResult result;
+  const auto operands = normaliser_for(p).forward(p, result.statistics);
+  auto softmax = softmax_attention_forward(softmax_problem(p, operands));
+  result.out = heads_last(softmax.out, problem.value.scalar_type());
+  result.logsumexp = heads_last(softmax.logsumexp.unsqueeze(-1), p.acc()).squeeze(-1);
+  result.rng_state = p.dropout_p > 0 ? softmax.rng_state
+                                     : at::empty({0}, p.beta.options().dtype(at::kLong));
+  return result;
+}
+
+AttentionGradients backward(const AttentionProblem& problem, const AttentionResult& result,
+                            const Tensor& grad_out) {
+  const auto p = in_working_dtype(problem);
+  const auto& normaliser = normaliser_for(p);
+  const auto operands = normaliser.recompute(p, result.statistics);
+  const auto dtype = p.query.scalar_type();
+  const SoftmaxResult softmax{result.out.to(dtype), result.logsumexp, result.rng_state};
+  auto [query, key, value] = softmax_attention_backward(
+      softmax_problem(p, operands), softmax, channels_contiguous(grad_out.to(dtype)));
+  // The normaliser works in place, on gradients in their final layout.
+  query = heads_last(query, dtype), key = heads_last(key, dtype);
+  const auto beta = normaliser.backward(p, operands, result.statistics, query, key);
+  const auto out_dtype = problem.query.scalar_type();
+  return {heads_last(query, out_dtype), heads_last(key, out_dtype), heads_last(value, out_dtype),
+          beta};
+}
+
+constexpr AttentionBackend kStock{"stock", forward, backward};
+
+}  // namespace
+
+const AttentionBackend& attention_backend(const AttentionProblem&) { return kStock; }
+
+const Normaliser& normaliser_for(const AttentionProblem& p) {
+  return p.query.is_cpu() ? cpu_normaliser() : aten_normaliser();
+}
+
+}  // namespace kktorch::detail

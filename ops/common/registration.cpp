@@ -1,0 +1,52 @@
+#include "ops/common/registration.h"
+
+#include <ATen/core/LegacyTypeDispatch.h>
+#include <torch/csrc/autograd/functions/utils.h>
+
+#include <memory>
+#include <string>
+
+namespace kktorch::detail {
+namespace {
+
+struct RefusedNode : torch::autograd::Node {
+  RefusedNode(std::string message, torch::autograd::edge_list&& edges)
+      : Node(std::move(edges)), message_(std::move(message)) {}
+
+  torch::autograd::variable_list apply(torch::autograd::variable_list&&) override {
+    TORCH_CHECK_NOT_IMPLEMENTED(false, message_);
+  }
+
+  std::string message_;
+};
+
+// kktorch::_attention_bn_backward -> attention_bn
+std::string refusal(const c10::OperatorHandle& op) {
+  auto name = op.schema().name().substr(std::string("kktorch::_").size());
+  name = name.substr(0, name.rfind("_backward"));
+  const bool has_ref =
+      c10::Dispatcher::singleton().findSchema({"kktorch::" + name + "_ref", ""}).has_value();
+  return name + ": double backward is not supported" + (has_ref ? "; use " + name + "_ref" : "");
+}
+
+}  // namespace
+
+void refuse_double_backward(const c10::OperatorHandle& op, c10::DispatchKeySet keys,
+                            torch::jit::Stack* stack) {
+  torch::autograd::variable_list inputs;
+  for (const auto& value : torch::jit::last(*stack, op.schema().arguments().size()))
+    if (value.isTensor() && value.toTensor().defined()) inputs.push_back(value.toTensor());
+
+  const bool record = torch::autograd::compute_requires_grad(inputs);
+  {
+    at::AutoDispatchBelowADInplaceOrView below_autograd;
+    op.redispatchBoxed(keys & c10::after_autograd_keyset, stack);
+  }
+  if (!record) return;
+  const auto node = std::make_shared<RefusedNode>(refusal(op),
+                                                  torch::autograd::collect_next_edges(inputs));
+  for (const auto& value : torch::jit::last(*stack, op.schema().returns().size()))
+    torch::autograd::set_history(value.toTensor(), node);
+}
+
+}  // namespace kktorch::detail

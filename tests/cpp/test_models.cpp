@@ -1,0 +1,574 @@
+// The layers against torch::nn, against the formula of Attention-BN, and against a loop over
+// samples.
+#include <gtest/gtest.h>
+#include <torch/torch.h>
+
+#include <limits>
+#include <sstream>
+
+#include "models/attention_bnsh.h"
+#include "models/encoder_layer.h"
+#include "models/time_series_classifier.h"
+#include "models/token_norm.h"
+
+namespace kktorch {
+namespace {
+
+using torch::Tensor;
+
+constexpr double kNaN = std::numeric_limits<double>::quiet_NaN();
+
+void expect_close(const Tensor& actual, const Tensor& expected, double tolerance = 1e-10) {
+  ASSERT_EQ(actual.sizes(), expected.sizes());
+  ASSERT_TRUE(torch::allclose(actual, expected, /*rtol=*/0, tolerance))
+      << "largest difference " << (actual - expected).abs().max().item<double>();
+}
+
+/// Random values for every parameter, so that no bias or offset is zero by initialisation.
+template <typename Module>
+Module randomised(Module module) {
+  torch::manual_seed(7);
+  module->to(torch::kDouble);
+  torch::NoGradGuard no_grad;
+  for (auto& parameter : module->parameters()) parameter.normal_(0, 0.3);
+  module->eval();
+  return module;
+}
+
+void copy_state(const torch::nn::Module& from, torch::nn::Module& to) {
+  torch::NoGradGuard no_grad;
+  const auto source = from.named_parameters(), target = to.named_parameters();
+  ASSERT_EQ(source.keys(), target.keys());
+  for (const auto& entry : source) target[entry.key()].copy_(entry.value());
+}
+
+Tensor random(at::IntArrayRef shape) { return torch::randn(shape, torch::kDouble); }
+
+/// [B, L], True beyond each length.
+Tensor padding_mask(const std::vector<int64_t>& lengths, int64_t longest) {
+  return torch::arange(longest).unsqueeze(0) >= torch::tensor(lengths).unsqueeze(1);
+}
+
+AttentionBNSHOptions small(const std::string& variant) {
+  return {
+      .embed_dim = 12, .num_heads = 3, .batch_first = true, .variant = variant, .beta_init = 0.7};
+}
+
+// ---- AttentionBNSH against torch::nn::MultiheadAttention
+// --------------------------------------------
+
+struct MhaCase {
+  const char* name;
+  bool bias, other_widths, self_attention;
+};
+
+class LikeMultiheadAttention : public testing::TestWithParam<MhaCase> {
+ protected:
+  static constexpr int64_t kBatch = 2, kQueries = 4, kKeys = 5, kWidth = 12, kHeads = 3;
+
+  torch::nn::MultiheadAttention peer() const {
+    auto options = torch::nn::MultiheadAttentionOptions(kWidth, kHeads).bias(GetParam().bias);
+    if (GetParam().other_widths) options.kdim(6).vdim(7);
+    return torch::nn::MultiheadAttention(options);
+  }
+
+  AttentionBNSH layer(const std::string& variant) const {
+    AttentionBNSHOptions options{.embed_dim = kWidth, .num_heads = kHeads, .bias = GetParam().bias};
+    if (GetParam().other_widths) options.kdim = 6, options.vdim = 7;
+    // Attention-BN that neither re-centres nor divides is softmax attention.
+    options.variant = variant, options.beta_init = 0, options.use_std = false;
+    return AttentionBNSH(options);
+  }
+};
+
+TEST_P(LikeMultiheadAttention, SameOutputsAndWeights) {
+  const auto expected = randomised(peer());
+  const auto keys = GetParam().self_attention ? kQueries : kKeys;
+  const auto query = random({kQueries, kBatch, kWidth});
+  const auto key = GetParam().self_attention
+                       ? query
+                       : random({keys, kBatch, GetParam().other_widths ? 6 : kWidth});
+  const auto value = GetParam().self_attention
+                         ? query
+                         : random({keys, kBatch, GetParam().other_widths ? 7 : kWidth});
+  const auto padding = padding_mask({keys, keys - 2}, keys);
+  const auto forbidden = torch::ones({kQueries, keys}, torch::kBool).triu(2);
+  const auto additive = random({kQueries, keys});
+  const auto per_head = random({kBatch * kHeads, kQueries, keys}) > 1.5;
+  for (const auto* variant : {"softmax", "bn"}) {
+    auto actual = layer(variant);
+    actual->to(torch::kDouble);
+    actual->eval();
+    copy_state(*expected, *actual);
+    for (const auto& pad : {Tensor(), padding}) {
+      for (const auto& mask : {Tensor(), forbidden, additive, per_head}) {
+        // Two masks of one kind: torch::nn adds a floating mask to a padding mask of its dtype
+        // only.
+        const auto pad_of_peer =
+            pad.defined() && mask.is_same(additive)
+                ? torch::zeros(pad.sizes(), torch::kDouble).masked_fill(pad, -INFINITY)
+                : pad;
+        for (const bool average : {true, false}) {
+          const auto [out, weights] = actual(query, key, value, pad, true, mask, average);
+          const auto [out2, weights2] =
+              expected(query, key, value, pad_of_peer, true, mask, average);
+          expect_close(out, out2);
+          expect_close(weights, weights2);
+        }
+        expect_close(std::get<0>(actual(query, key, value, pad, false, mask)),
+                     std::get<0>(expected(query, key, value, pad_of_peer, false, mask)));
+      }
+    }
+  }
+}
+
+TEST_P(LikeMultiheadAttention, ASeedGivesTheSameInitialValues) {
+  torch::manual_seed(3);
+  const auto expected = peer()->named_parameters();
+  torch::manual_seed(3);
+  const auto actual = layer("softmax")->named_parameters();
+  ASSERT_EQ(actual.keys(), expected.keys());
+  for (const auto& entry : expected) {
+    EXPECT_TRUE(torch::equal(actual[entry.key()], entry.value())) << entry.key();
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(AttentionBNSH, LikeMultiheadAttention,
+                         testing::Values(MhaCase{"Self", true, false, true},
+                                         MhaCase{"Cross", true, false, false},
+                                         MhaCase{"NoBias", false, false, true},
+                                         MhaCase{"NoBiasCross", false, false, false},
+                                         MhaCase{"OtherWidths", true, true, false}),
+                         [](const auto& info) { return info.param.name; });
+
+// ---- AttentionBNSH itself
+// -------------------------------------------------------------------------
+
+class EachVariant : public testing::TestWithParam<const char*> {};
+INSTANTIATE_TEST_SUITE_P(AttentionBNSH, EachVariant, testing::Values("softmax", "bn"),
+                         [](const auto& info) { return std::string(info.param); });
+
+TEST(AttentionBNSH, BnIsTheFormula) {
+  for (const auto* mode : {"fixed", "scalar", "per_head"}) {
+    for (const bool use_std : {true, false}) {
+      auto options = small("bn");
+      options.beta_mode = mode, options.use_std = use_std, options.eps = 1e-3;
+      const auto layer = randomised(AttentionBNSH(options));
+      const auto x = random({2, 5, 12});
+      const auto heads = torch::linear(x, layer->in_proj_weight, layer->in_proj_bias)
+                             .unflatten(-1, {3, 3, 4})
+                             .permute({2, 0, 3, 1, 4});
+      const auto q = heads[0], k = heads[1], v = heads[2];
+      const auto mu = k.mean(2, true), variance = (k - mu).square().mean(2, true);
+      const auto beta = layer->beta.defined() ? layer->beta.reshape({1, -1, 1, 1})
+                                              : torch::full({1, 1, 1, 1}, 0.7, torch::kDouble);
+      const auto a = use_std ? 1 / (variance + 1e-3) : torch::ones_like(mu);
+      const auto logits = torch::matmul(a * (q - beta * mu), (k - beta * mu).transpose(-1, -2)) / 2;
+      const auto out = torch::matmul(logits.softmax(-1), v).transpose(1, 2).flatten(2);
+      const auto [actual, weights] = layer(x, x, x, {}, true, {}, false);
+      expect_close(actual, layer->out_proj(out));
+      expect_close(weights, logits.softmax(-1));
+    }
+  }
+}
+
+TEST_P(EachVariant, PaddedBatchIsTheLoopOverSamples) {
+  auto options = small(GetParam());
+  options.num_heads = 6, options.num_kv_heads = 2, options.value_head_dim = 3;
+  const auto layer = randomised(AttentionBNSH(options));
+  const std::vector<int64_t> lengths{5, 1, 3};
+  const auto padding = padding_mask(lengths, 5);
+  const auto query = random({3, 4, 12});
+  const auto memory = random({3, 5, 12}).masked_fill(padding.unsqueeze(-1), kNaN);
+  const auto [out, weights] = layer(query, memory, memory, padding, true);
+  for (int64_t b = 0; b < 3; ++b) {
+    const auto valid = memory[b].slice(0, 0, lengths[b]);
+    const auto [one, one_weights] = layer(query[b], valid, valid, Tensor(), true);
+    expect_close(out[b], one);
+    expect_close(weights[b].slice(1, 0, lengths[b]), one_weights);
+    EXPECT_EQ(weights[b].slice(1, lengths[b]).count_nonzero().item<int64_t>(), 0);
+  }
+}
+
+TEST_P(EachVariant, LayoutsAgree) {
+  const auto layer = randomised(AttentionBNSH(small(GetParam())));
+  auto options = small(GetParam());
+  options.batch_first = false;
+  const auto sequence_first = randomised(AttentionBNSH(options));
+  const auto query = random({2, 4, 12}), memory = random({2, 5, 12});
+  const auto expected = std::get<0>(layer(query, memory, memory));
+  const auto transposed = memory.transpose(0, 1);
+  expect_close(
+      std::get<0>(sequence_first(query.transpose(0, 1), transposed, transposed)).transpose(0, 1),
+      expected);
+  expect_close(std::get<0>(sequence_first(query[1], memory[1], memory[1])), expected[1]);
+}
+
+TEST_P(EachVariant, CausalSeesNoFuture) {
+  const auto layer = randomised(AttentionBNSH(small(GetParam())));
+  const auto x = random({2, 6, 12});
+  auto changed = x.clone();
+  changed.slice(1, 4).add_(5);
+  for (const auto& padding : {Tensor(), padding_mask({6, 3}, 6)}) {
+    const auto out = std::get<0>(layer(x, x, x, padding, false, Tensor(), true, true));
+    const auto out2 =
+        std::get<0>(layer(changed, changed, changed, padding, false, Tensor(), true, true));
+    expect_close(out2.slice(1, 0, 4), out.slice(1, 0, 4));
+    EXPECT_FALSE(torch::allclose(out2.slice(1, 4), out.slice(1, 4)));
+    // The last row of a causal layer sees everything, and its statistics are those of all keys.
+    expect_close(out.select(1, 5), std::get<0>(layer(x, x, x, padding)).select(1, 5));
+  }
+}
+
+TEST_P(EachVariant, GroupedHeadsAreRepeatedHeads) {
+  auto options = small(GetParam());
+  options.num_heads = 4, options.num_kv_heads = 2;
+  const auto grouped = randomised(AttentionBNSH(options));
+  options.num_kv_heads.reset();
+  const auto full = randomised(AttentionBNSH(options));
+  torch::NoGradGuard no_grad;
+  const auto repeat = [&](const Tensor& rows) {  // [E + 2 Hk D, ...] -> [3 E, ...]
+    const auto parts = rows.split_with_sizes(grouped->projection_rows());
+    const auto twice = [](const Tensor& t) {
+      return t.unflatten(0, {2, 3}).repeat_interleave(2, 0).flatten(0, 1);
+    };
+    return torch::cat({parts[0], twice(parts[1]), twice(parts[2])});
+  };
+  full->in_proj_weight.copy_(repeat(grouped->in_proj_weight));
+  full->in_proj_bias.copy_(repeat(grouped->in_proj_bias));
+  const auto x = random({2, 5, 12});
+  const auto [out, weights] = grouped(x, x, x, {}, true, {}, false);
+  full->out_proj->weight.copy_(grouped->out_proj->weight);
+  full->out_proj->bias.copy_(grouped->out_proj->bias);
+  const auto [expected, expected_weights] = full(x, x, x, {}, true, {}, false);
+  expect_close(out, expected);
+  expect_close(weights, expected_weights);
+}
+
+TEST_P(EachVariant, AQueryThatSeesNothingGivesTheBiasAndFiniteGradients) {
+  const auto layer = randomised(AttentionBNSH(small(GetParam())));
+  const auto x = random({2, 3, 12}).requires_grad_();
+  const auto out = std::get<0>(layer(x, x, x, padding_mask({3, 0}, 3)));
+  expect_close(out[1], layer->out_proj->bias.expand({3, 12}));
+  out.square().sum().backward();
+  EXPECT_TRUE(x.grad().isfinite().all().item<bool>());
+  EXPECT_TRUE(layer->in_proj_weight.grad().isfinite().all().item<bool>());
+}
+
+TEST_P(EachVariant, WithoutStatsMaskPaddingIsIgnored) {
+  auto options = small(GetParam());
+  options.stats_mask = false;
+  const auto layer = randomised(AttentionBNSH(options));
+  const auto x = random({2, 5, 12});
+  expect_close(std::get<0>(layer(x, x, x, padding_mask({5, 2}, 5))), std::get<0>(layer(x, x, x)),
+               0);
+}
+
+TEST_P(EachVariant, DropoutIsForTrainingAndNotForTheWeights) {
+  auto options = small(GetParam());
+  options.dropout = 0.5;
+  const auto layer = randomised(AttentionBNSH(options));
+  const auto x = random({2, 5, 12});
+  const auto [out, weights] = layer(x, x, x, {}, true);
+  layer->train();
+  const auto [dropped, same_weights] = layer(x, x, x, {}, true);
+  EXPECT_FALSE(torch::allclose(dropped, out));
+  expect_close(same_weights, weights);
+}
+
+TEST(AttentionBNSH, LearnedBetaHasItsShapeAndAGradient) {
+  for (const auto& [mode, size] : {std::pair<const char*, int64_t>{"scalar", 1}, {"per_head", 3}}) {
+    auto options = small("bn");
+    options.beta_mode = mode;
+    AttentionBNSH layer(options);
+    EXPECT_EQ(layer->beta.numel(), size);
+    EXPECT_TRUE((layer->beta == 0.7f).all().item<bool>());
+    const auto x = torch::randn({2, 5, 12});
+    std::get<0>(layer(x, x, x)).square().sum().backward();
+    EXPECT_EQ(layer->beta.grad().count_nonzero().item<int64_t>(), size);
+  }
+  EXPECT_FALSE(AttentionBNSH(small("bn"))->named_parameters().contains("beta"));
+}
+
+TEST(AttentionBNSH, CloneIsIndependent) {
+  const auto layer = randomised(AttentionBNSH(small("bn")));
+  const auto copy = std::dynamic_pointer_cast<AttentionBNSHImpl>(layer->clone());
+  ASSERT_TRUE(copy);
+  const auto x = random({2, 5, 12});
+  const auto expected = std::get<0>(layer(x, x, x));
+  expect_close(std::get<0>(copy->forward(x, x, x)), expected, 0);
+  torch::NoGradGuard no_grad;
+  layer->in_proj_weight.zero_();
+  expect_close(std::get<0>(copy->forward(x, x, x)), expected, 0);
+}
+
+// ---- errors
+// -----------------------------------------------------------------------------------------
+
+template <typename Call>
+void expect_error(const Call& call, const std::string& message) {
+  try {
+    call();
+    FAIL() << "no error; expected: " << message;
+  } catch (const c10::Error& error) {
+    EXPECT_NE(std::string(error.what_without_backtrace()).find(message), std::string::npos)
+        << error.what_without_backtrace();
+  }
+}
+
+TEST(AttentionBNSH, RefusesOptions) {
+  const auto refused = [](auto change, const std::string& message) {
+    auto options = small("bn");
+    change(options);
+    expect_error([&] { AttentionBNSH layer(options); }, "AttentionBNSH: expected " + message);
+  };
+  refused([](auto& o) { o.variant = "sh"; }, "variant in {softmax, bn}, but got 'sh'");
+  refused([](auto& o) { o.beta_mode = "each"; },
+          "beta_mode in {fixed, scalar, per_head}, but got 'each'");
+  refused([](auto& o) { o.embed_dim = 0; }, "embed_dim >= 1, but got 0");
+  refused([](auto& o) { o.num_heads = 5; }, "embed_dim divisible by num_heads, but got 12 and 5");
+  refused([](auto& o) { o.num_kv_heads = 2; },
+          "num_heads divisible by num_kv_heads, but got 3 and 2");
+  refused([](auto& o) { o.value_head_dim = 0; }, "value_head_dim >= 1, but got 0");
+  refused([](auto& o) { o.dropout = 1; }, "dropout in [0, 1), but got 1");
+  refused([](auto& o) { o.beta_init = kNaN; }, "a finite beta_init, but got nan");
+  refused([](auto& o) { o.eps = -1; }, "finite eps >= 0, but got -1");
+}
+
+TEST(AttentionBNSH, RefusesInputs) {
+  const AttentionBNSH layer(small("bn"));
+  const auto x = torch::zeros({2, 5, 12}), y = torch::zeros({2, 4, 12});
+  const auto refused = [&](const std::string& message, auto... arguments) {
+    expect_error([&] { layer->forward(arguments...); }, "AttentionBNSH: expected " + message);
+  };
+  refused(
+      "query, key, value of 2 or 3 dimensions and widths 12, 12, 12, but got [2, 5], [2, 5, 12], "
+      "[2, 5, 12]",
+      x.select(2, 0), x, x);
+  refused(
+      "key and value of equal length and the batch size of query, but got [2, 5, 12], [2, 5, 12], "
+      "[2, 4, 12]",
+      x, x, y);
+  refused("as many queries as keys with is_causal, but got 4 and 5", y, x, x, Tensor(), false,
+          Tensor(), true, true);
+  refused("key_padding_mask bool [2, 5], but got Float [2, 5]", x, x, x, torch::zeros({2, 5}));
+  refused("key_padding_mask bool [2, 5], but got Bool [2, 4]", x, x, x,
+          torch::zeros({2, 4}, torch::kBool));
+  refused("attn_mask bool or floating [5, 5] or [6, 5, 5], but got Bool [2, 5, 5]", x, x, x,
+          Tensor(), false, torch::zeros({2, 5, 5}, torch::kBool));
+  refused("attn_mask bool or floating [5, 5] or [6, 5, 5], but got Long [5, 5]", x, x, x, Tensor(),
+          false, torch::zeros({5, 5}, torch::kLong));
+}
+
+// ---- TokenNorm
+// ----------------------------------------------------------------------------------------
+
+TEST(TokenNorm, MaskedIsBatchNormOfTheValidTokens) {
+  const auto norm = randomised(TokenNorm("batch_masked", 4));
+  torch::nn::BatchNorm1d expected(4);
+  expected->to(torch::kDouble);
+  copy_state(*norm, *expected);
+  norm->train();
+  const auto padding = padding_mask({5, 2, 0}, 5);
+  for (int step = 0; step < 3; ++step) {
+    const auto x = random({3, 5, 4}) * 2 + 1;
+    const auto valid = padding.logical_not();
+    const auto out = norm(x.masked_fill(padding.unsqueeze(-1), kNaN), padding).index({valid});
+    expect_close(out, expected(x.index({valid})));
+  }
+  expect_close(norm->running_mean, expected->running_mean);
+  expect_close(norm->running_var, expected->running_var);
+  EXPECT_EQ(norm->num_batches_tracked.item<int64_t>(), 3);
+  norm->eval();
+  expected->eval();
+  const auto x = random({3, 5, 4});
+  expect_close(norm(x, padding), expected(x.flatten(0, 1)).view_as(x));
+}
+
+TEST(TokenNorm, BatchCountsPaddingAndLayerSeesOneToken) {
+  const auto x = random({3, 5, 4});
+  const auto padding = padding_mask({5, 2, 1}, 5);
+  const auto batch = randomised(TokenNorm("batch", 4));
+  torch::nn::BatchNorm1d batch_peer(4);
+  batch_peer->to(torch::kDouble);
+  copy_state(*batch, *batch_peer);
+  batch->train();
+  expect_close(batch(x, padding), batch_peer(x.flatten(0, 1)).view_as(x));
+  expect_close(batch->running_var, batch_peer->running_var);
+  const auto layer = randomised(TokenNorm("layer", 4));
+  expect_close(layer(x, padding), torch::layer_norm(x, {4}, layer->weight, layer->bias));
+  EXPECT_TRUE(layer->buffers().empty());
+}
+
+TEST(TokenNorm, RefusesAnUnknownKind) {
+  expect_error([] { TokenNorm norm("group", 4); },
+               "TokenNorm: expected kind in {layer, batch, batch_masked}, but got 'group'");
+}
+
+// ---- EncoderLayer
+// -------------------------------------------------------------------------------------
+
+TEST(EncoderLayer, IsTransformerEncoderLayer) {
+  const auto expected = randomised(torch::nn::TransformerEncoderLayer(
+      torch::nn::TransformerEncoderLayerOptions(12, 3).dim_feedforward(20).activation(
+          torch::kReLU)));
+  const EncoderLayer actual(
+      EncoderLayerOptions{.attention = {.embed_dim = 12, .num_heads = 3, .variant = "softmax"},
+                          .ffn = 20,
+                          .activation = "relu"});
+  actual->to(torch::kDouble);
+  actual->eval();
+  copy_state(*expected, *actual);
+  const auto x = random({2, 5, 12});
+  const auto padding = padding_mask({5, 3}, 5);
+  const auto forbidden = torch::ones({5, 5}, torch::kBool).triu(1);
+  const auto peer = expected(x.transpose(0, 1), forbidden, padding).transpose(0, 1);
+  expect_close(actual(x, padding, forbidden), peer);
+  expect_close(actual(x, padding, Tensor(), /*is_causal=*/true), peer);
+}
+
+TEST(EncoderLayer, NormFirstNormalisesTheBranches) {
+  EncoderLayerOptions options{.attention = small("bn"), .ffn = 20, .norm_first = true};
+  const auto layer = randomised(EncoderLayer(options));
+  const auto x = random({2, 5, 12});
+  const auto normed = layer->norm1(x);
+  const auto y = x + std::get<0>(layer->self_attn(normed, normed, normed));
+  expect_close(layer(x), y + layer->linear2(torch::gelu(layer->linear1(layer->norm2(y)))));
+}
+
+TEST(EncoderLayer, RefusesOptions) {
+  const auto refused = [](auto change, const std::string& message) {
+    EncoderLayerOptions options{.attention = small("bn"), .ffn = 20};
+    change(options);
+    expect_error([&] { EncoderLayer layer(options); }, message);
+  };
+  refused([](auto& o) { o.ffn = 0; }, "EncoderLayer: expected ffn >= 1, but got 0");
+  refused([](auto& o) { o.dropout = -0.1; },
+          "EncoderLayer: expected dropout in [0, 1), but got -0.1");
+  refused([](auto& o) { o.activation = "tanh"; },
+          "EncoderLayer: expected activation in {gelu, relu}, but got 'tanh'");
+  refused([](auto& o) { o.norm = "rms"; },
+          "TokenNorm: expected kind in {layer, batch, batch_masked}, but got 'rms'");
+}
+
+// ---- TimeSeriesClassifier
+// -----------------------------------------------------------------------------
+
+TimeSeriesClassifierOptions tiny(const std::string& attention) {
+  return {.channels = 2,
+          .classes = 3,
+          .max_length = 6,
+          .width = 8,
+          .heads = 2,
+          .ffn = 10,
+          .layers = 2,
+          .attention = attention};
+}
+
+TEST_P(EachVariant, ClassifierTreatsAPaddedBatchAsTheLoopOverSeries) {
+  const auto model = randomised(TimeSeriesClassifier(tiny(GetParam())));
+  model->standardise_with(torch::tensor({1.0, -2.0}), torch::tensor({0.5, 3.0}));
+  const std::vector<int64_t> lengths{6, 1, 4};
+  const auto padding = padding_mask(lengths, 6);
+  const auto x = random({3, 6, 2}).masked_fill(padding.unsqueeze(-1), kNaN);
+  const auto logits = model(x, padding);
+  EXPECT_EQ(logits.sizes(), at::IntArrayRef({3, 3}));
+  for (int64_t b = 0; b < 3; ++b) {
+    expect_close(logits.slice(0, b, b + 1), model(x.slice(0, b, b + 1).slice(1, 0, lengths[b])));
+  }
+  // Longer padding than the batch needs changes nothing either.
+  expect_close(model(x.slice(0, 1).slice(1, 0, 4), padding.slice(0, 1).slice(1, 0, 4)),
+               logits.slice(0, 1));
+}
+
+TEST_P(EachVariant, ClassifierWithoutRaggedMasksSeesMaxLengthSteps) {
+  auto options = tiny(GetParam());
+  options.ragged_masks = false;
+  const auto model = randomised(TimeSeriesClassifier(options));
+  const auto masked = randomised(TimeSeriesClassifier(tiny(GetParam())));
+  const auto x = random({3, 4, 2});
+  const auto padded = torch::constant_pad_nd(x, {0, 0, 0, 2}, kNaN);
+  expect_close(model(padded, padding_mask({4, 4, 4}, 6)), model(x));
+  EXPECT_FALSE(torch::allclose(masked(x), model(x)));
+  const auto whole = random({3, 6, 2});  // without padding there is nothing to mask
+  expect_close(masked(whole), model(whole));
+}
+
+TEST_P(EachVariant, ClassifierTrainsEveryParameter) {
+  for (const auto* norm : {"layer", "batch", "batch_masked"}) {
+    auto options = tiny(GetParam());
+    options.norm = norm, options.beta_mode = "per_head";
+    TimeSeriesClassifier model(options);
+    const auto padding = padding_mask({6, 2, 4}, 6);
+    model(torch::randn({3, 6, 2}).masked_fill(padding.unsqueeze(-1), kNaN), padding)
+        .square()
+        .sum()
+        .backward();
+    for (const auto& entry : model->named_parameters()) {
+      const auto grad = entry.value().grad();
+      EXPECT_TRUE(grad.isfinite().all().item<bool>()) << entry.key();
+      EXPECT_GT(grad.count_nonzero().item<int64_t>(), 0) << entry.key();
+    }
+    for (const auto& entry : model->named_buffers()) {
+      EXPECT_TRUE(entry.value().isfinite().all().item<bool>()) << entry.key();
+    }
+  }
+}
+
+TEST(TimeSeriesClassifier, TakesRawSeries) {
+  const auto model = randomised(TimeSeriesClassifier(tiny("bn")));
+  const auto x = random({2, 6, 2});
+  const auto expected = model(x);
+  const auto mean = torch::tensor({3.0, -1.0}, torch::kDouble),
+             std = torch::tensor({2.0, 0.0}, torch::kDouble);
+  model->standardise_with(mean, std);  // the second channel is centred only
+  expect_close(model(x * torch::tensor({2.0, 1.0}, torch::kDouble) + mean), expected);
+  // Buffers are part of the saved model.
+  EXPECT_TRUE(model->named_buffers().contains("input_mean"));
+  EXPECT_TRUE(model->named_buffers().contains("input_std"));
+}
+
+TEST(TimeSeriesClassifier, RefusesOptionsAndInputs) {
+  auto options = tiny("bn");
+  options.classes = 0;
+  expect_error([&] { TimeSeriesClassifier model(options); },
+               "TimeSeriesClassifier: expected classes >= 1, but got 0");
+  TimeSeriesClassifier model(tiny("bn"));
+  const std::string expected = "TimeSeriesClassifier: expected ";
+  expect_error(
+      [&] {
+        model(torch::zeros({1, 7, 2}));
+      },
+      expected + "x floating [B, L <= 6, 2], but got Float [1, 7, 2]");
+  expect_error(
+      [&] {
+        model(torch::zeros({1, 6, 2}, torch::kLong));
+      },
+      expected + "x floating [B, L <= 6, 2], but got Long [1, 6, 2]");
+  expect_error(
+      [&] {
+        model(torch::zeros({1, 6, 2}), torch::zeros({1, 5}, torch::kBool));
+      },
+      expected + "padding_mask bool [1, 6], but got Bool [1, 5]");
+  expect_error([&] { model->standardise_with(torch::zeros({3}), torch::ones({3})); },
+               expected + "mean and std of shape [2], but got [3] and [3]");
+  expect_error(
+      [&] {
+        model->standardise_with(torch::zeros({2}), torch::tensor({1.0, -1.0}));
+      },
+      expected + "finite mean and std >= 0");
+}
+
+TEST(TimeSeriesClassifier, PrintsItsOptions) {
+  std::ostringstream text;
+  text << TimeSeriesClassifier(tiny("bn"));
+  for (const auto* part :
+       {"kktorch::TimeSeriesClassifier(channels=2, classes=3, max_length=6",
+        "kktorch::EncoderLayer(ffn=10", "kktorch::AttentionBNSH(embed_dim=8, num_heads=2",
+        "variant=bn, beta_mode=fixed, beta_init=1", "kktorch::TokenNorm(kind=batch, width=8)"}) {
+    EXPECT_NE(text.str().find(part), std::string::npos) << part << " in\n" << text.str();
+  }
+}
+
+}  // namespace
+}  // namespace kktorch

@@ -11,8 +11,9 @@
 #include "ops/attention/problem.h"
 #include "ops/common/registration.h"
 
-// Backward, global statistics. With q^ = (q - beta mu) r, c^ = (k - mu) r, S = scale q^ c^T + ln n + mask, P = softmax(S),
-// o = P v, and n the total of the key weights n_j; per head h of the group that shares the key head:
+// Backward, global statistics. With q^ = (q - beta mu) r, c^ = (k - mu) r, S = scale q^ c^T + ln n
+// + mask, P = softmax(S), o = P v, and n the total of the key weights n_j; per head h of the group
+// that shares the key head:
 //
 //     dv = sum_h P^T do        dP = do v^T        dS = P o (dP - rowsum(do o o))
 //     dq^ = scale dS c^        G^h = scale dS^T q^
@@ -20,8 +21,8 @@
 //     dq = r o dq^             dbeta_h = -sum_d mu_d r_d A^h_d
 //     dk_j = r o [ sum_h G^h_j - (n_j / n) (sum_h beta_h A^h + [use_std] 2 c^_j o sum_h T^h) ]
 //
-// The mean inside c^ contributes nothing of its own: the softmax does not feel a shift of all keys. Prefix statistics:
-// csrc/attention/bn_prefix.h.
+// The mean inside c^ contributes nothing of its own: the softmax does not feel a shift of all keys.
+// Prefix statistics: csrc/attention/bn_prefix.h.
 
 namespace kktorch {
 namespace {
@@ -76,20 +77,19 @@ struct Backward {  // the arguments of _attention_bn_backward
 using FourTensors = std::tuple<Tensor, Tensor, Tensor, Tensor>;
 
 const auto& forward_op() {
-  static const auto op =
-      detail::op_handle<ForwardSignature>("kktorch::_attention_bn_forward");
+  static const auto op = detail::op_handle<ForwardSignature>("kktorch::_attention_bn_forward");
   return op;
 }
 
 const auto& backward_op() {
-  static const auto op =
-      detail::op_handle<BackwardSignature>("kktorch::_attention_bn_backward");
+  static const auto op = detail::op_handle<BackwardSignature>("kktorch::_attention_bn_backward");
   return op;
 }
 
 // ---- the public op: settles defaults and the path ----
 
-// Paths that need the M x N probabilities: the gradient of a mask, statistics per row's support, dropout on the CPU.
+// Paths that need the M x N probabilities: the gradient of a mask, statistics per row's support,
+// dropout on the CPU.
 bool needs_probabilities(const Tensor& query, const OptionalTensor& attn_mask,
                          std::string_view stats, double dropout_p) {
   return (attn_mask && attn_mask->requires_grad()) || stats == "support" ||
@@ -102,17 +102,17 @@ Tensor attention_bn_composite(const Tensor& query, const Tensor& key, const Tens
                               double beta_value, bool use_std, double eps, std::string_view stats,
                               bool is_causal, std::optional<c10::SymInt> query_offset,
                               double dropout_p, std::optional<double> scale, bool enable_gqa) {
-  const auto settled = detail::settle_attention(
-      kName,
-      {query, key, value, beta, key_padding_mask, attn_mask, key_weight, eps, dropout_p, enable_gqa},
-      beta_value, stats, is_causal, query_offset, scale);
+  const auto settled = detail::settle_attention(kName,
+                                                {query, key, value, beta, key_padding_mask,
+                                                 attn_mask, key_weight, eps, dropout_p, enable_gqa},
+                                                beta_value, stats, is_causal, query_offset, scale);
   if (needs_probabilities(query, attn_mask, settled.stats, dropout_p))
     return attention_bn_ref(query, key, value, beta, key_padding_mask, attn_mask, key_weight,
                             beta_value, use_std, eps, settled.stats, is_causal,
                             settled.query_offset, dropout_p, settled.scale, enable_gqa);
-  return std::get<0>(forward_op().call(
-      query, key, value, beta, key_padding_mask, attn_mask, key_weight, beta_value, use_std, eps,
-      settled.stats, is_causal, settled.query_offset, dropout_p, settled.scale));
+  return std::get<0>(forward_op().call(query, key, value, beta, key_padding_mask, attn_mask,
+                                       key_weight, beta_value, use_std, eps, settled.stats,
+                                       is_causal, settled.query_offset, dropout_p, settled.scale));
 }
 
 // ---- Meta ----
@@ -121,9 +121,9 @@ template <typename Arguments>
 void check_private(const Arguments& a) {
   detail::check_attention(kName, {a.query, a.key, a.value, a.beta, a.key_padding_mask, a.attn_mask,
                                   a.key_weight, a.eps, a.dropout_p, true});
-  TORCH_CHECK_NOT_IMPLEMENTED(a.stats == "global" || a.stats == "prefix", kName,
-                              ": expected stats 'global' or 'prefix' below the public op, but got '",
-                              a.stats, "'");
+  TORCH_CHECK_NOT_IMPLEMENTED(
+      a.stats == "global" || a.stats == "prefix", kName,
+      ": expected stats 'global' or 'prefix' below the public op, but got '", a.stats, "'");
 }
 
 FourTensors forward_meta(const Forward& a) {
@@ -262,9 +262,9 @@ struct AttentionBN : torch::autograd::Function<AttentionBN> {
       return t[i].defined() ? OptionalTensor(t[i]) : std::nullopt;
     };
     const auto beta = optional(3);
-    const std::array<bool, 4> needed = {
-        ctx->needs_input_grad(0), ctx->needs_input_grad(1), ctx->needs_input_grad(2),
-        beta.has_value() && ctx->needs_input_grad(3)};
+    const std::array<bool, 4> needed = {ctx->needs_input_grad(0), ctx->needs_input_grad(1),
+                                        ctx->needs_input_grad(2),
+                                        beta.has_value() && ctx->needs_input_grad(3)};
     const auto stats = saved["stats"].toStringRef();
     const auto [query, key, value, grad_beta] = backward_op().call(
         grads[0], t[0], t[1], t[2], beta, optional(4), optional(5), optional(6), t[7], t[8], t[9],
@@ -292,7 +292,8 @@ constexpr auto* forward_call = &detail::Packed<Forward, kernel, ForwardSignature
 template <auto kernel>
 constexpr auto* backward_call = &detail::Packed<Backward, kernel, BackwardSignature>::call;
 
-// ---- Autocast: like scaled_dot_product_attention; what enters the statistics stays in float32 ----
+// ---- Autocast: like scaled_dot_product_attention; what enters the statistics stays in float32
+// ----
 
 template <c10::DeviceType device, c10::DispatchKey key_to_exclude>
 Tensor attention_bn_autocast(const Tensor& query, const Tensor& key, const Tensor& value,
@@ -306,15 +307,16 @@ Tensor attention_bn_autocast(const Tensor& query, const Tensor& key, const Tenso
   const auto cast = [](at::ScalarType to, const auto& t) {
     return at::autocast::cached_cast(to, t, device);
   };
-  return attention_bn(cast(type, query), cast(type, key), cast(type, value),
-                      cast(at::kFloat, beta), key_padding_mask, cast(at::kFloat, attn_mask),
-                      cast(at::kFloat, key_weight), beta_value, use_std, eps, stats, is_causal,
-                      query_offset, dropout_p, scale, enable_gqa);
+  return attention_bn(cast(type, query), cast(type, key), cast(type, value), cast(at::kFloat, beta),
+                      key_padding_mask, cast(at::kFloat, attn_mask), cast(at::kFloat, key_weight),
+                      beta_value, use_std, eps, stats, is_causal, query_offset, dropout_p, scale,
+                      enable_gqa);
 }
 
 }  // namespace
 
-// The public function only calls the dispatcher: every caller gets autograd, autocast and Meta alike.
+// The public function only calls the dispatcher: every caller gets autograd, autocast and Meta
+// alike.
 Tensor attention_bn(const Tensor& query, const Tensor& key, const Tensor& value,
                     const OptionalTensor& beta, const OptionalTensor& key_padding_mask,
                     const OptionalTensor& attn_mask, const OptionalTensor& key_weight,

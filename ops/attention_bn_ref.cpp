@@ -1,8 +1,10 @@
-// attention_bn as a composition of differentiable ATen ops: the executable specification, and the path of everything that
-// needs the M x N probabilities (mask gradients, statistics over a row's support, dropout on the CPU).
+// attention_bn as a composition of differentiable ATen ops: the executable specification, and the
+// path of everything that needs the M x N probabilities (mask gradients, statistics over a row's
+// support, dropout on the CPU).
 //
-// Each row i has weights w_ij of the keys in its statistics; one formula serves all modes, because weights shared by all
-// rows are a single row that broadcasts (R = 1), and per-row statistics are R = M rows.
+// Each row i has weights w_ij of the keys in its statistics; one formula serves all modes, because
+// weights shared by all rows are a single row that broadcasts (R = 1), and per-row statistics are R
+// = M rows.
 #include <ATen/OpMathType.h>
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/arange.h>
@@ -30,7 +32,8 @@ using OptionalTensor = std::optional<Tensor>;
 
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
 
-/// Smallest normal number of the accumulation type: a floor that keeps 0/0 and log 0 out of unused branches.
+/// Smallest normal number of the accumulation type: a floor that keeps 0/0 and log 0 out of unused
+/// branches.
 double tiny(const Tensor& t) {
   return t.scalar_type() == at::kDouble ? std::numeric_limits<double>::min()
                                         : std::numeric_limits<float>::min();
@@ -67,8 +70,8 @@ Tensor additive_mask(const Tensor& q, const Tensor& k, const OptionalTensor& att
                      at::scalar_tensor(-kInfinity, q.options()));
   };
   if (attn_mask)
-    mask = attn_mask->scalar_type() == at::kBool ? forbid(*attn_mask)
-                                                 : attn_mask->to(q.scalar_type());
+    mask =
+        attn_mask->scalar_type() == at::kBool ? forbid(*attn_mask) : attn_mask->to(q.scalar_type());
   if (is_causal) {
     const auto causal = forbid(causal_mask(q, k, query_offset));
     mask = mask.defined() ? mask + causal : causal;
@@ -89,8 +92,8 @@ Tensor first_valid_key(const Tensor& k, const Tensor& live) {
   if (k.sym_size(2) == 0)
     return at::zeros_symint({k.sym_size(0), k.sym_size(1), 1, k.sym_size(3)}, k.options());
   const auto first = live.squeeze(1).squeeze(1).to(at::kByte).argmax(1).view({-1, 1, 1, 1});
-  return k.detach().gather(
-      2, first.expand_symint({k.sym_size(0), k.sym_size(1), 1, k.sym_size(3)}));
+  return k.detach().gather(2,
+                           first.expand_symint({k.sym_size(0), k.sym_size(1), 1, k.sym_size(3)}));
 }
 
 struct RowStatistics {
@@ -118,8 +121,7 @@ Tensor similarity(const Tensor& q, const Tensor& k, const Tensor& x0, const RowS
   const auto keys = k.unsqueeze(2);  // [B, H, 1, N, D]
   const auto per_row = [](const Tensor& t) { return t.unsqueeze(3); };
   const auto centre = literal ? beta * (x0 + s.mean) : x0 + s.mean;
-  const auto q_hat = literal ? (q - centre) * s.rstd
-                             : ((q - beta * x0) - beta * s.mean) * s.rstd;
+  const auto q_hat = literal ? (q - centre) * s.rstd : ((q - beta * x0) - beta * s.mean) * s.rstd;
   const auto k_hat = (literal ? keys - per_row(centre) : (keys - per_row(x0)) - per_row(s.mean)) *
                      per_row(s.rstd);  // [B, H, R, N, D]
   if (s.mean.sym_size(2) == 1) return at::matmul(q_hat, k_hat.squeeze(2).transpose(-1, -2));
@@ -129,15 +131,15 @@ Tensor similarity(const Tensor& q, const Tensor& k, const Tensor& x0, const RowS
 Tensor attention_bn_ref_composite(const Tensor& query, const Tensor& key, const Tensor& value,
                                   const OptionalTensor& beta,
                                   const OptionalTensor& key_padding_mask,
-                                  const OptionalTensor& attn_mask,
-                                  const OptionalTensor& key_weight, double beta_value, bool use_std,
-                                  double eps, std::string_view stats, bool is_causal,
+                                  const OptionalTensor& attn_mask, const OptionalTensor& key_weight,
+                                  double beta_value, bool use_std, double eps,
+                                  std::string_view stats, bool is_causal,
                                   std::optional<c10::SymInt> query_offset, double dropout_p,
                                   std::optional<double> scale, bool enable_gqa, bool literal) {
-  const auto settled = detail::settle_attention(
-      "attention_bn_ref",
-      {query, key, value, beta, key_padding_mask, attn_mask, key_weight, eps, dropout_p, enable_gqa},
-      beta_value, stats, is_causal, query_offset, scale);
+  const auto settled = detail::settle_attention("attention_bn_ref",
+                                                {query, key, value, beta, key_padding_mask,
+                                                 attn_mask, key_weight, eps, dropout_p, enable_gqa},
+                                                beta_value, stats, is_causal, query_offset, scale);
   const auto acc = at::toOpMathType(query.scalar_type());
   const auto H = query.sym_size(1);
   const auto q = query.to(acc);
@@ -147,7 +149,8 @@ Tensor attention_bn_ref_composite(const Tensor& query, const Tensor& key, const 
   const auto k = key.to(acc).masked_fill(dead, 0), v = value.to(acc).masked_fill(dead, 0);
   const auto x0 = repeat_heads(first_valid_key(k, live), H);
   const auto keys = repeat_heads(k, H), values = repeat_heads(v, H);
-  const auto b = beta ? beta->to(acc).reshape({1, -1, 1, 1}) : at::full({1, 1, 1, 1}, beta_value, q.options());
+  const auto b =
+      beta ? beta->to(acc).reshape({1, -1, 1, 1}) : at::full({1, 1, 1, 1}, beta_value, q.options());
 
   const auto mask = additive_mask(q, keys, attn_mask, is_causal, settled.query_offset);
   const auto w = statistics_weights(n, q, keys, mask, settled.stats, settled.query_offset);

@@ -1,6 +1,7 @@
 #pragma once
-// Attention-BN, one channel of one key or query: the formulas that the CPU and the CUDA kernels share.
-// Letters: x0 shift (first valid key), m mean of k - x0, mu = x0 + m, r = 1/sqrt(variance + eps), n key weight.
+// Attention-BN, one channel of one key or query: the formulas that the CPU and the CUDA kernels
+// share. Letters: x0 shift (first valid key), m mean of k - x0, mu = x0 + m, r = 1/sqrt(variance +
+// eps), n key weight.
 #include <cmath>
 
 #include "csrc/common/macros.h"

@@ -30,8 +30,7 @@ void merge_moments(const A* block_moments, int64_t blocks, int64_t D, A eps, boo
       all = merge(all, Moments<A>{block[0], block[1 + d], block[1 + D + d]});
     }
     out.mean[d] = all.mean;
-    out.rstd[d] =
-        all.n > 0 ? std::sqrt(inverse_variance(all.m2 / all.n, eps, use_std)) : 0;
+    out.rstd[d] = all.n > 0 ? std::sqrt(inverse_variance(all.m2 / all.n, eps, use_std)) : 0;
   }
 }
 

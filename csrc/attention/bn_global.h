@@ -1,11 +1,12 @@
 #pragma once
-// Attention-BN with global statistics on the CPU: everything around the softmax attention, in the balanced form
+// Attention-BN with global statistics on the CPU: everything around the softmax attention, in the
+// balanced form
 //
 //     q^ = (q - beta mu) r,    c^ = (k - mu) r,    logits = scale q^ c^T
 //
-// and its backward (derivation: ops/attention_bn.cpp). Torch-free. One call works on one head or on a block of its rows; the
-// caller spreads calls over threads. Letters: x0 shift (first valid key), m mean of k - x0, mu = x0 + m,
-// r = 1/sqrt(variance + eps), n_j weight of key j, D channels.
+// and its backward (derivation: ops/attention_bn.cpp). Torch-free. One call works on one head or on
+// a block of its rows; the caller spreads calls over threads. Letters: x0 shift (first valid key),
+// m mean of k - x0, mu = x0 + m, r = 1/sqrt(variance + eps), n_j weight of key j, D channels.
 #include <cstdint>
 
 #include "csrc/common/types.h"
@@ -18,7 +19,8 @@ struct KeyStatistics {
   A *shift, *mean, *rstd;  // x0, m, r
 };
 
-/// Moments of a block of shifted keys, packed in [1 + 2 D]: total weight n, mean, m2 = sum n_j (x_j - mean)^2.
+/// Moments of a block of shifted keys, packed in [1 + 2 D]: total weight n, mean, m2 = sum n_j (x_j
+/// - mean)^2.
 constexpr int64_t block_moments_size(int64_t D) { return 1 + 2 * D; }
 
 /// Column sums over queries, [D] each: sum_i dq^_i and sum_i dq^_i q^_i.
@@ -60,8 +62,8 @@ struct GlobalKernels {
   void (*query_gradient)(Rows<const T> q_hat, Block block, int64_t D, const A* rstd, Rows<T> grad,
                          QuerySums<A> sums, A* scratch);
 
-  /// Turns dc^ into dk in place. `sums` are those of all queries of the group, the shift sum weighted by beta;
-  /// total_weight = sum_j n_j.
+  /// Turns dc^ into dk in place. `sums` are those of all queries of the group, the shift sum
+  /// weighted by beta; total_weight = sum_j n_j.
   void (*key_gradient)(Rows<const T> c_hat, const A* weight, A total_weight, Block block, int64_t D,
                        const A* rstd, QuerySums<A> sums, Rows<T> grad, A* scratch);
 };

@@ -17,7 +17,7 @@ template <typename T, typename A = acc_t<T>>
 void moments(const Keys<T>& keys, Block block, const A* __restrict shift, A* block_moments,
              A* scratch) {
   const int64_t D = keys.D;
-  A *__restrict mean = block_moments + 1, *__restrict m2 = block_moments + 1 + D;
+  A* __restrict mean = block_moments + 1, * __restrict m2 = block_moments + 1 + D;
   std::fill_n(mean, D, A{0});
   std::fill_n(m2, D, A{0});
   A n = 0;
@@ -76,7 +76,7 @@ void normalise_queries(Rows<const T> query, Block block, int64_t D, A beta,
 template <typename T, typename A = acc_t<T>>
 void query_gradient(Rows<const T> q_hat, Block block, int64_t D, const A* __restrict rstd,
                     Rows<T> grad, QuerySums<A> sums, A* scratch) {
-  A *__restrict shift_sum = sums.shift, *__restrict scale_sum = sums.scale;
+  A* __restrict shift_sum = sums.shift, * __restrict scale_sum = sums.scale;
   std::fill_n(shift_sum, D, A{0});
   std::fill_n(scale_sum, D, A{0});
   for (int64_t i = block.begin; i < block.end; ++i) {
@@ -96,7 +96,7 @@ void query_gradient(Rows<const T> q_hat, Block block, int64_t D, const A* __rest
 template <typename T, typename A = acc_t<T>>
 void key_gradient(Rows<const T> c_hat, const A* weight, A total_weight, Block block, int64_t D,
                   const A* __restrict rstd, QuerySums<A> sums, Rows<T> grad, A* scratch) {
-  const A *__restrict shift_sum = sums.shift, *__restrict scale_sum = sums.scale;
+  const A* __restrict shift_sum = sums.shift, * __restrict scale_sum = sums.scale;
   for (int64_t j = block.begin; j < block.end; ++j) {
     const A w = weight_of(weight, j);
     if (!(w > 0)) {

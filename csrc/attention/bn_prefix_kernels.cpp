@@ -7,7 +7,8 @@
 namespace kktorch::csrc::KKTORCH_TIER {
 namespace {
 
-/// Weighted Welford scan over shifted keys; after advance(p) it holds the moments of the keys j <= p.
+/// Weighted Welford scan over shifted keys; after advance(p) it holds the moments of the keys j <=
+/// p.
 template <typename A>
 class Scan {
  public:
@@ -35,7 +36,7 @@ class Scan {
     n_ += w;
     const A share = w / n_;
     const A *k = head_.key[j], *shift = head_.shift;
-    A *__restrict mean = mean_, *__restrict m2 = m2_;
+    A* __restrict mean = mean_, * __restrict m2 = m2_;
     for (int64_t d = 0; d < head_.D; ++d) {
       const A x = k[d] - shift[d], delta = x - mean[d];
       mean[d] += share * delta;
@@ -75,8 +76,8 @@ void prepare_queries(const PrefixHead<A>& head, const Rows<A>* q_tilde, A* scrat
   }
 }
 
-/// Per row i, summed over the group, with u = a_i dq~_i / n_i:  beta u,  u q~_i,  u q~_i m_i  ([D] each). Their reverse
-/// cumulative sums over i are R1, R2, R3 of the key gradient.
+/// Per row i, summed over the group, with u = a_i dq~_i / n_i:  beta u,  u q~_i,  u q~_i m_i  ([D]
+/// each). Their reverse cumulative sums over i are R1, R2, R3 of the key gradient.
 template <typename A>
 struct RowTerms {
   A *shift, *scale, *scale_mean;
@@ -119,8 +120,7 @@ void query_gradient(const PrefixHead<A>& head, const Rows<const A>* q_tilde,
 
 /// dk_j = dx_j - n_j [ R1_j + 2 (x_j R2_j - R3_j) ], R summed over the rows i with p_i >= j.
 template <typename A>
-void key_gradient(const PrefixHead<A>& head, Rows<const A> x, Rows<A> grad_key, A* terms,
-                  A* sums) {
+void key_gradient(const PrefixHead<A>& head, Rows<const A> x, Rows<A> grad_key, A* terms, A* sums) {
   const int64_t D = head.D;
   std::fill_n(sums, 3 * D, A{0});
   int64_t i = head.M - 1;
@@ -137,8 +137,7 @@ void key_gradient(const PrefixHead<A>& head, Rows<const A> x, Rows<A> grad_key, 
     }
     const A two = head.use_std ? 2 : 0;
     const A *R1 = sums, *R2 = sums + D, *R3 = sums + 2 * D;
-    for (int64_t d = 0; d < D; ++d)
-      grad[d] -= w * (R1[d] + two * (x[j][d] * R2[d] - R3[d]));
+    for (int64_t d = 0; d < D; ++d) grad[d] -= w * (R1[d] + two * (x[j][d] * R2[d] - R3[d]));
   }
 }
 

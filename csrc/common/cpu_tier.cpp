@@ -26,9 +26,10 @@ CpuTier choose() {
   if (!forced || !*forced) return best;
   for (size_t i = 0; i <= static_cast<size_t>(best); ++i)
     if (kNames[i] == forced) return static_cast<CpuTier>(i);
-  throw std::invalid_argument("KKTORCH_CPU_CAPABILITY: expected one of generic, avx2, avx512, at most " +
-                              std::string(kNames[static_cast<size_t>(best)]) +
-                              " on this machine, but got '" + forced + "'");
+  throw std::invalid_argument(
+      "KKTORCH_CPU_CAPABILITY: expected one of generic, avx2, avx512, at most " +
+      std::string(kNames[static_cast<size_t>(best)]) + " on this machine, but got '" + forced +
+      "'");
 }
 
 }  // namespace

@@ -1,6 +1,6 @@
 #pragma once
-// Rows between storage and accumulation type, for the vectoriser: bit arithmetic for bfloat16, F16C for float16.
-// Internal linkage, because every instruction-set tier needs its own copy.
+// Rows between storage and accumulation type, for the vectoriser: bit arithmetic for bfloat16, F16C
+// for float16. Internal linkage, because every instruction-set tier needs its own copy.
 #include <torch/headeronly/util/BFloat16.h>
 #include <torch/headeronly/util/Half.h>
 
@@ -16,7 +16,8 @@
 namespace kktorch::csrc {
 namespace {
 
-/// The row in accumulation type: itself where storage is accumulation, else converted into `scratch` ([size]).
+/// The row in accumulation type: itself where storage is accumulation, else converted into
+/// `scratch` ([size]).
 template <typename T>
 inline const acc_t<T>* load_row(const T* row, int64_t size, acc_t<T>* scratch) {
   if constexpr (std::is_same_v<T, acc_t<T>>) {
@@ -45,7 +46,8 @@ inline uint16_t bfloat16_bits(float value) {
   return static_cast<uint16_t>((bits & 0x7fffffffu) > 0x7f800000u ? (bits >> 16) | 0x40u : rounded);
 }
 
-/// Where a row in accumulation type is formed: in place where storage is accumulation, else in `scratch`.
+/// Where a row in accumulation type is formed: in place where storage is accumulation, else in
+/// `scratch`.
 template <typename T>
 inline acc_t<T>* row_buffer(T* row, acc_t<T>* scratch) {
   if constexpr (std::is_same_v<T, acc_t<T>>)

@@ -1,12 +1,14 @@
 #pragma once
-// The part of Attention-BN around softmax attention: statistics, normalised queries and keys, and their gradients.
-// Three implementations of one interface: CPU kernels, a composition of ATen ops for any device, CUDA kernels.
+// The part of Attention-BN around softmax attention: statistics, normalised queries and keys, and
+// their gradients. Three implementations of one interface: CPU kernels, a composition of ATen ops
+// for any device, CUDA kernels.
 #include "ops/attention/problem.h"
 
 namespace kktorch::detail {
 
-/// Operands of the softmax attention. Global statistics: q^ = (q - beta mu) r and c^ = (k - mu) r; prefix statistics:
-/// q~_i = (q_i - beta mu_i) a_i and x = k - x0. Shapes and dtype of query and key, contiguous.
+/// Operands of the softmax attention. Global statistics: q^ = (q - beta mu) r and c^ = (k - mu) r;
+/// prefix statistics: q~_i = (q_i - beta mu_i) a_i and x = k - x0. Shapes and dtype of query and
+/// key, contiguous.
 struct NormalisedOperands {
   at::Tensor query, key;
 };
@@ -18,7 +20,8 @@ struct Normaliser {
   /// The same operands from saved statistics.
   NormalisedOperands (*recompute)(const AttentionProblem&, const at::Tensor& statistics);
 
-  /// Turns the gradients of the operands, in place, into those of query and key; returns that of beta, [H].
+  /// Turns the gradients of the operands, in place, into those of query and key; returns that of
+  /// beta, [H].
   at::Tensor (*backward)(const AttentionProblem&, const NormalisedOperands&,
                          const at::Tensor& statistics, at::Tensor& grad_query,
                          at::Tensor& grad_key);
@@ -27,8 +30,14 @@ struct Normaliser {
 const Normaliser& cpu_normaliser();
 const Normaliser& aten_normaliser();
 
-/// The implementation for the problem's device. CUDA: the composition, until the kernels have been verified on a device;
+#ifdef KKTORCH_WITH_CUDA
+const Normaliser& cuda_normaliser();  // global statistics only
+#endif
+
+/// On CUDA the composition is the default until the kernels have been verified on a device;
 /// KKTORCH_EXPERIMENTAL_CUDA=1 selects the kernels where they are built.
+bool use_cuda_kernels();
+
 const Normaliser& normaliser_for(const AttentionProblem& problem);
 
 }  // namespace kktorch::detail

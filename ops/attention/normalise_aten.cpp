@@ -1,4 +1,5 @@
-// The composition of ATen ops: any device, memory linear in the lengths. Default on CUDA, cross-check on the CPU.
+// The composition of ATen ops: any device, memory linear in the lengths. Default on CUDA,
+// cross-check on the CPU.
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/arange.h>
 #include <ATen/ops/where.h>
@@ -87,8 +88,7 @@ Tensor global_backward(const AttentionProblem& p, const NormalisedOperands& oper
     const auto scale_sum = (g * grouped(operands.query.to(p.acc()), p)).sum({2, 3}).unsqueeze(2);
     correction = correction + 2 * operands.key.to(p.acc()) * scale_sum;
   }
-  const auto share = weight.defined() ? weight / weight.sum(2, true).clamp_min(1e-30)
-                                      : Tensor();
+  const auto share = weight.defined() ? weight / weight.sum(2, true).clamp_min(1e-30) : Tensor();
   correction = share.defined() ? share * correction : correction / p.N();
   grad_key.copy_(live_only((grad_key.to(p.acc()) - correction) * s.rstd, weight));
   grad_query.copy_((g * s.rstd.unsqueeze(2)).flatten(1, 2));
@@ -98,8 +98,8 @@ Tensor global_backward(const AttentionProblem& p, const NormalisedOperands& oper
 
 // ---- prefix statistics ----
 
-/// Per query: [B, Hk, 1, M, D] mean and scale, and the weight of the prefix [B, 1, 1, M, 1]. A float64 cumulative sum of
-/// shifted keys keeps the digits that a float32 one would lose.
+/// Per query: [B, Hk, 1, M, D] mean and scale, and the weight of the prefix [B, 1, 1, M, 1]. A
+/// float64 cumulative sum of shifted keys keeps the digits that a float32 one would lose.
 struct PrefixRows {
   Tensor mean, scale, n;
 };
@@ -118,7 +118,8 @@ PrefixRows prefix_rows(const AttentionProblem& p, const Tensor& x) {
   const auto mean = at_rows(weight * wide) / safe_n;
   const auto variance = (at_rows(weight * wide.square()) / safe_n - mean.square()).clamp_min(0);
   const auto scale = inverse_std(variance.to(p.acc()), p).square() * (n > 0);
-  return {mean.to(p.acc()).unsqueeze(2), scale.to(p.acc()).unsqueeze(2), n.to(p.acc()).unsqueeze(2)};
+  return {mean.to(p.acc()).unsqueeze(2), scale.to(p.acc()).unsqueeze(2),
+          n.to(p.acc()).unsqueeze(2)};
 }
 
 Tensor shifted_keys(const AttentionProblem& p, const Rows& s) {

@@ -1,5 +1,6 @@
-// The CPU implementation: cuts heads into blocks of rows, and spreads the kernels of csrc/attention over threads. Blocks
-// and the order in which their sums are merged are fixed, so results do not depend on the number of threads.
+// The CPU implementation: cuts heads into blocks of rows, and spreads the kernels of csrc/attention
+// over threads. Blocks and the order in which their sums are merged are fixed, so results do not
+// depend on the number of threads.
 #include <ATen/Dispatch.h>
 #include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
@@ -19,7 +20,8 @@ using at::Tensor;
 using csrc::Block;
 using csrc::Rows;
 
-constexpr int64_t kBlockRows = 1024;       // a block of float32 rows of 128 channels fills half an L2 cache
+constexpr int64_t kBlockRows =
+    1024;  // a block of float32 rows of 128 channels fills half an L2 cache
 constexpr int64_t kTaskElements = 32768;  // work that is worth a thread
 
 int64_t blocks_of(int64_t rows) { return (rows + kBlockRows - 1) / kBlockRows; }
@@ -38,7 +40,8 @@ Rows<T> mutable_rows_of(const Tensor& t, int64_t b, int64_t h) {
   return {t.mutable_data_ptr<T>() + b * t.stride(0) + h * t.stride(1), t.stride(2)};
 }
 
-/// f(unit, scratch) for all units, in parallel; `elements` is the work of a unit. Each thread has its own scratch.
+/// f(unit, scratch) for all units, in parallel; `elements` is the work of a unit. Each thread has
+/// its own scratch.
 template <typename A, typename F>
 void for_each(int64_t units, int64_t elements, int64_t scratch_size, const F& f) {
   const int64_t grain = std::max<int64_t>(1, kTaskElements / std::max<int64_t>(1, elements));
@@ -48,9 +51,9 @@ void for_each(int64_t units, int64_t elements, int64_t scratch_size, const F& f)
   });
 }
 
-/// A pass over all heads: `begin` on the head, `first` on each of its `first_blocks` blocks, `merge` on the head, then
-/// `second` on each of its `second_blocks` blocks. Whole heads are tasks where they are many, so that a head stays in cache
-/// from phase to phase; otherwise blocks are.
+/// A pass over all heads: `begin` on the head, `first` on each of its `first_blocks` blocks,
+/// `merge` on the head, then `second` on each of its `second_blocks` blocks. Whole heads are tasks
+/// where they are many, so that a head stays in cache from phase to phase; otherwise blocks are.
 template <typename A, typename Begin, typename First, typename Merge, typename Second>
 void for_each_head(int64_t heads, int64_t elements, int64_t D, const Begin& begin,
                    int64_t first_blocks, const First& first, const Merge& merge,
@@ -67,9 +70,8 @@ void for_each_head(int64_t heads, int64_t elements, int64_t D, const Begin& begi
   }
   const int64_t block_elements = elements / std::max(first_blocks, second_blocks);
   for (int64_t head = 0; head < heads; ++head) begin(head);
-  for_each<A>(heads * first_blocks, block_elements, scratch_size, [&](int64_t u, A* scratch) {
-    first(u / first_blocks, u % first_blocks, scratch);
-  });
+  for_each<A>(heads * first_blocks, block_elements, scratch_size,
+              [&](int64_t u, A* scratch) { first(u / first_blocks, u % first_blocks, scratch); });
   for (int64_t head = 0; head < heads; ++head) merge(head);
   for_each<A>(heads * second_blocks, block_elements, scratch_size, [&](int64_t u, A* scratch) {
     second(u / second_blocks, u % second_blocks, scratch);
@@ -91,12 +93,8 @@ struct View {
         statistics_data(statistics.data_ptr<A>()) {}
 
   int64_t heads() const { return p.B() * Hk; }
-  const A* weight(int64_t u) const {
-    return weight_data ? weight_data + u / Hk * p.N() : nullptr;
-  }
-  csrc::Keys<T> keys(int64_t u) const {
-    return {rows_of<T>(p.key, u / Hk, u % Hk), weight(u), D};
-  }
+  const A* weight(int64_t u) const { return weight_data ? weight_data + u / Hk * p.N() : nullptr; }
+  csrc::Keys<T> keys(int64_t u) const { return {rows_of<T>(p.key, u / Hk, u % Hk), weight(u), D}; }
   csrc::KeyStatistics<A> statistics(int64_t u) const {
     A* data = statistics_data + u * 3 * D;
     return {data, data + D, data + 2 * D};
@@ -136,8 +134,8 @@ void global_operands(const AttentionProblem& p, const Tensor& statistics, bool c
   };
   const auto merge = [&](int64_t u) {
     if (compute)
-      csrc::merge_moments<A>(moments_data + u * key_blocks * stride, key_blocks, D, p.eps, p.use_std,
-                             view.statistics(u));
+      csrc::merge_moments<A>(moments_data + u * key_blocks * stride, key_blocks, D, p.eps,
+                             p.use_std, view.statistics(u));
   };
   // The blocks of a key head, then those of its G query heads.
   const auto normalise = [&](int64_t u, int64_t block, A* scratch) {
@@ -157,7 +155,8 @@ void global_operands(const AttentionProblem& p, const Tensor& statistics, bool c
                    blocks_of(N) + query_blocks, normalise);
 }
 
-/// Sums of a group of query heads, as the key gradient needs them, and the gradient of beta for one sample.
+/// Sums of a group of query heads, as the key gradient needs them, and the gradient of beta for one
+/// sample.
 template <typename T>
 void merge_query_sums(const View<T>& view, int64_t u, const csrc::acc_t<T>* block_sums,
                       int64_t blocks, csrc::acc_t<T>* group_sums, csrc::acc_t<T>* grad_beta) {
@@ -233,19 +232,18 @@ void for_each_prefix_head(const AttentionProblem& p, const View<T>& view, int64_
                 c10::SmallVector<Rows<const T>, 16> query;
                 for (int64_t g = 0; g < view.G; ++g)
                   query.push_back(rows_of<T>(p.query, u / view.Hk, view.query_head(u, g)));
-                const csrc::PrefixHead<T> head{
-                    .key = rows_of<T>(p.key, u / view.Hk, u % view.Hk),
-                    .weight = view.weight(u),
-                    .shift = view.statistics(u).shift,
-                    .beta = view.beta + view.query_head(u, 0),
-                    .query = query.data(),
-                    .G = view.G,
-                    .M = p.M(),
-                    .N = p.N(),
-                    .D = p.D(),
-                    .query_offset = p.query_offset,
-                    .eps = static_cast<T>(p.eps),
-                    .use_std = p.use_std};
+                const csrc::PrefixHead<T> head{.key = rows_of<T>(p.key, u / view.Hk, u % view.Hk),
+                                               .weight = view.weight(u),
+                                               .shift = view.statistics(u).shift,
+                                               .beta = view.beta + view.query_head(u, 0),
+                                               .query = query.data(),
+                                               .G = view.G,
+                                               .M = p.M(),
+                                               .N = p.N(),
+                                               .D = p.D(),
+                                               .query_offset = p.query_offset,
+                                               .eps = static_cast<T>(p.eps),
+                                               .use_std = p.use_std};
                 f(head, u, scratch);
               });
 }
@@ -283,8 +281,7 @@ void prefix_backward(const AttentionProblem& p, const NormalisedOperands& operan
     for (int64_t g = 0; g < view.G; ++g)
       q_tilde.push_back(rows_of<T>(operands.query, b, view.query_head(u, g)));
     kernels.gradient(head, rows_of<T>(operands.key, b, hk), q_tilde.data(),
-                     group_rows<T>(grad_query, view, u).data(),
-                     mutable_rows_of<T>(grad_key, b, hk),
+                     group_rows<T>(grad_query, view, u).data(), mutable_rows_of<T>(grad_key, b, hk),
                      grad_beta.mutable_data_ptr<T>() + u * view.G, scratch);
   });
 }
@@ -294,12 +291,12 @@ void prefix_backward(const AttentionProblem& p, const NormalisedOperands& operan
 void fill_operands(const AttentionProblem& p, const Tensor& statistics, bool compute,
                    const NormalisedOperands& out) {
   if (p.prefix) {
-    AT_DISPATCH_FLOATING_TYPES(p.query.scalar_type(), "attention_bn", [&] {
-      prefix_operands<scalar_t>(p, statistics, compute, out);
-    });
+    AT_DISPATCH_FLOATING_TYPES(p.query.scalar_type(), "attention_bn",
+                               [&] { prefix_operands<scalar_t>(p, statistics, compute, out); });
   } else {
-    AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, p.query.scalar_type(), "attention_bn",
-                                    [&] { global_operands<scalar_t>(p, statistics, compute, out); });
+    AT_DISPATCH_FLOATING_TYPES_AND2(
+        at::kHalf, at::kBFloat16, p.query.scalar_type(), "attention_bn",
+        [&] { global_operands<scalar_t>(p, statistics, compute, out); });
   }
 }
 

@@ -52,8 +52,8 @@ void check_key_tensors(std::string_view op, const AttentionArguments& a) {
   if (a.key_padding_mask) {
     const auto& t = *a.key_padding_mask;
     TORCH_CHECK(t.scalar_type() == at::kBool && fits(t), op, ": expected key_padding_mask bool [",
-                B, ",", N, "], True = ignore, but got ", t.scalar_type(), " ", t.sym_sizes(), " on ",
-                t.device());
+                B, ",", N, "], True = ignore, but got ", t.scalar_type(), " ", t.sym_sizes(),
+                " on ", t.device());
   }
   if (a.key_weight) {
     const auto& t = *a.key_weight;
@@ -76,11 +76,12 @@ void check_attn_mask(std::string_view op, const AttentionArguments& a) {
     const auto size = t.sym_size(-d);
     fits = size == full[4 - d] || (d > 2 && size == 1);
   }
-  TORCH_CHECK(fits, op,
-              ": expected attn_mask bool or floating (float32 or the dtype of query), broadcastable "
-              "from [M,N] or [B|1,H|1,M,N] = [",
-              full[0], ",", full[1], ",", full[2], ",", full[3], "], but got ", t.scalar_type(), " ",
-              t.sym_sizes(), " on ", t.device());
+  TORCH_CHECK(
+      fits, op,
+      ": expected attn_mask bool or floating (float32 or the dtype of query), broadcastable "
+      "from [M,N] or [B|1,H|1,M,N] = [",
+      full[0], ",", full[1], ",", full[2], ",", full[3], "], but got ", t.scalar_type(), " ",
+      t.sym_sizes(), " on ", t.device());
 }
 
 }  // namespace
@@ -88,7 +89,7 @@ void check_attn_mask(std::string_view op, const AttentionArguments& a) {
 void check_attention(std::string_view op, const AttentionArguments& a) {
   check_shapes(op, a);
   if (a.beta) {
-    const auto &t = *a.beta;
+    const auto& t = *a.beta;
     const auto H = a.query.sym_size(1);
     TORCH_CHECK(t.is_floating_point() && t.device() == a.query.device() &&
                     (t.dim() == 0 || (t.dim() == 1 && (t.sym_size(0) == 1 || t.sym_size(0) == H))),
@@ -97,8 +98,8 @@ void check_attention(std::string_view op, const AttentionArguments& a) {
   }
   check_key_tensors(op, a);
   check_attn_mask(op, a);
-  TORCH_CHECK_VALUE(std::isfinite(a.eps) && a.eps >= 0, op,
-                    ": expected finite eps >= 0, but got ", a.eps);
+  TORCH_CHECK_VALUE(std::isfinite(a.eps) && a.eps >= 0, op, ": expected finite eps >= 0, but got ",
+                    a.eps);
   TORCH_CHECK_VALUE(a.dropout_p >= 0 && a.dropout_p < 1, op,
                     ": expected 0 <= dropout_p < 1, but got ", a.dropout_p);
 }
@@ -114,9 +115,9 @@ AttentionDefaults settle_attention(std::string_view op, const AttentionArguments
                     beta_value);
   TORCH_CHECK_VALUE(!scale || std::isfinite(*scale), op, ": expected a finite scale, but got ",
                     *scale);
-  TORCH_CHECK_VALUE(
-      stats == "auto" || stats == "global" || stats == "prefix" || stats == "support", op,
-      ": expected stats to be one of auto, global, prefix, support, but got '", stats, "'");
+  TORCH_CHECK_VALUE(stats == "auto" || stats == "global" || stats == "prefix" || stats == "support",
+                    op, ": expected stats to be one of auto, global, prefix, support, but got '",
+                    stats, "'");
   TORCH_CHECK_VALUE(stats != "prefix" || is_causal, op,
                     ": expected is_causal=True with stats='prefix', but got is_causal=False");
   TORCH_CHECK_VALUE(!query_offset || *query_offset >= 0, op,
@@ -130,10 +131,12 @@ AttentionDefaults settle_attention(std::string_view op, const AttentionArguments
                     ": is_causal with stats='global' lets every query feel the mean and deviation "
                     "of keys in its future; use stats='prefix' where that matters");
   }
-  return {.stats = stats != "auto" ? stats : is_causal ? "prefix" : "global",
+  return {.stats = stats != "auto" ? stats
+                   : is_causal     ? "prefix"
+                                   : "global",
           .query_offset = is_causal && query_offset ? *query_offset : c10::SymInt(0),
-          .scale = scale.value_or(
-              1 / std::sqrt(static_cast<double>(a.query.sym_size(3).guard_int(__FILE__, __LINE__))))};
+          .scale = scale.value_or(1 / std::sqrt(static_cast<double>(
+                                          a.query.sym_size(3).guard_int(__FILE__, __LINE__))))};
 }
 
 Tensor empty_heads_last(c10::SymIntArrayRef sizes, const at::TensorOptions& options) {

@@ -1,6 +1,7 @@
 #pragma once
-// One attention problem, and the back ends that solve it. Every attention op of this library checks its arguments, states
-// its problem here, and leaves the computing to a back end; nothing else knows how attention is computed.
+// One attention problem, and the back ends that solve it. Every attention op of this library checks
+// its arguments, states its problem here, and leaves the computing to a back end; nothing else
+// knows how attention is computed.
 #include <ATen/core/Tensor.h>
 #include <c10/core/SymInt.h>
 
@@ -17,13 +18,14 @@ struct AttentionArguments {
   bool enable_gqa;
 };
 
-/// Shapes, dtypes, devices and ranges; raises "<op>: expected <what>, but got <values>". Reads no tensor's values.
+/// Shapes, dtypes, devices and ranges; raises "<op>: expected <what>, but got <values>". Reads no
+/// tensor's values.
 void check_attention(std::string_view op, const AttentionArguments& arguments);
 
 /// What the optional arguments of an attention op come to.
 struct AttentionDefaults {
-  std::string_view stats;     // "global", "prefix" or "support"
-  c10::SymInt query_offset;   // 0 without causality
+  std::string_view stats;    // "global", "prefix" or "support"
+  c10::SymInt query_offset;  // 0 without causality
   double scale;
 };
 
@@ -33,15 +35,16 @@ AttentionDefaults settle_attention(std::string_view op, const AttentionArguments
                                    const std::optional<c10::SymInt>& query_offset,
                                    std::optional<double> scale);
 
-/// A checked and resolved attention problem. B batch, H query heads, Hk key heads, M queries, N keys, D width, Dv value
-/// width; `acc` is float64 for float64 inputs, float32 otherwise.
+/// A checked and resolved attention problem. B batch, H query heads, Hk key heads, M queries, N
+/// keys, D width, Dv value width; `acc` is float64 for float64 inputs, float32 otherwise.
 struct AttentionProblem {
   at::Tensor query;       // [B, H, M, D], channels contiguous
   at::Tensor key;         // [B, Hk, N, D], channels contiguous
   at::Tensor value;       // [B, Hk, N, Dv], channels contiguous
   at::Tensor beta;        // [H], acc
   at::Tensor key_weight;  // [B, N], acc, 0 = ignored; undefined where every key weighs 1
-  at::Tensor attn_mask;   // bool or floating, [M, N] or [B|1, H|1, M, N]; undefined where there is none
+  at::Tensor
+      attn_mask;  // bool or floating, [M, N] or [B|1, H|1, M, N]; undefined where there is none
   double eps, scale, dropout_p;
   bool use_std;
   bool prefix;     // statistics of the keys up to the query's position; otherwise of all keys
@@ -78,7 +81,8 @@ struct AttentionBackend {
                                  const at::Tensor& grad_out);
 };
 
-/// The back end for a problem that is not empty. "stock": ATen's softmax attention on normalised tensors.
+/// The back end for a problem that is not empty. "stock": ATen's softmax attention on normalised
+/// tensors.
 const AttentionBackend& attention_backend(const AttentionProblem& problem);
 
 /// [B, H, L, width] stored as (B, L, H, width): the layout of every attention output and gradient.

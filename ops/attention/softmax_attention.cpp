@@ -27,29 +27,32 @@ namespace {
 using at::Tensor;
 using Gradients = std::tuple<Tensor, Tensor, Tensor>;
 
-// ATen's private ops may change between releases; a mismatch must be said at load, not found in a wrong result.
+// ATen's private ops may change between releases; a mismatch must be said at load, not found in a
+// wrong result.
 const bool schemas_checked = [] {
-  for (const char* expected :
-       {"aten::_scaled_dot_product_flash_attention_for_cpu(Tensor query, Tensor key, Tensor value, "
-        "float dropout_p=0., bool is_causal=False, *, Tensor? attn_mask=None, float? scale=None) -> "
-        "(Tensor output, Tensor logsumexp)",
-        "aten::_scaled_dot_product_flash_attention_for_cpu_backward(Tensor grad_out, Tensor query, "
-        "Tensor key, Tensor value, Tensor out, Tensor logsumexp, float dropout_p, bool is_causal, "
-        "*, Tensor? attn_mask=None, float? scale=None) -> (Tensor grad_query, Tensor grad_key, "
-        "Tensor grad_value)",
-        "aten::_scaled_dot_product_flash_attention(Tensor query, Tensor key, Tensor value, float "
-        "dropout_p=0., bool is_causal=False, bool return_debug_mask=False, *, float? scale=None) -> "
-        "(Tensor output, Tensor logsumexp, Tensor cum_seq_q, Tensor cum_seq_k, SymInt max_q, SymInt "
-        "max_k, Tensor rng_state, Tensor unused, Tensor debug_attn_mask)",
-        "aten::_scaled_dot_product_efficient_attention(Tensor query, Tensor key, Tensor value, "
-        "Tensor? attn_bias, bool compute_log_sumexp, float dropout_p=0., bool is_causal=False, *, "
-        "float? scale=None) -> (Tensor output, Tensor log_sumexp, Tensor philox_seed, Tensor "
-        "philox_offset)"}) {
+  for (
+      const char* expected :
+      {"aten::_scaled_dot_product_flash_attention_for_cpu(Tensor query, Tensor key, Tensor value, "
+       "float dropout_p=0., bool is_causal=False, *, Tensor? attn_mask=None, float? scale=None) -> "
+       "(Tensor output, Tensor logsumexp)",
+       "aten::_scaled_dot_product_flash_attention_for_cpu_backward(Tensor grad_out, Tensor query, "
+       "Tensor key, Tensor value, Tensor out, Tensor logsumexp, float dropout_p, bool is_causal, "
+       "*, Tensor? attn_mask=None, float? scale=None) -> (Tensor grad_query, Tensor grad_key, "
+       "Tensor grad_value)",
+       "aten::_scaled_dot_product_flash_attention(Tensor query, Tensor key, Tensor value, float "
+       "dropout_p=0., bool is_causal=False, bool return_debug_mask=False, *, float? scale=None) -> "
+       "(Tensor output, Tensor logsumexp, Tensor cum_seq_q, Tensor cum_seq_k, SymInt max_q, SymInt "
+       "max_k, Tensor rng_state, Tensor unused, Tensor debug_attn_mask)",
+       "aten::_scaled_dot_product_efficient_attention(Tensor query, Tensor key, Tensor value, "
+       "Tensor? attn_bias, bool compute_log_sumexp, float dropout_p=0., bool is_causal=False, *, "
+       "float? scale=None) -> (Tensor output, Tensor log_sumexp, Tensor philox_seed, Tensor "
+       "philox_offset)"}) {
     const auto schema = torch::jit::parseSchema(expected);
     const auto found = c10::Dispatcher::singleton().findSchema(schema.operator_name());
-    TORCH_CHECK(found && found->schema().isBackwardCompatibleWith(schema),
-                "kktorch: expected ", expected, " (built for torch " TORCH_VERSION "), but got ",
-                found ? toString(found->schema()) : "no such op", "; rebuild kktorch for this torch");
+    TORCH_CHECK(found && found->schema().isBackwardCompatibleWith(schema), "kktorch: expected ",
+                expected, " (built for torch " TORCH_VERSION "), but got ",
+                found ? toString(found->schema()) : "no such op",
+                "; rebuild kktorch for this torch");
   }
   return true;
 }();
@@ -63,8 +66,8 @@ std::optional<Tensor> optional(const Tensor& t) {
   return t.defined() ? std::optional<Tensor>(t) : std::nullopt;
 }
 
-/// The fused kernels want equal head widths, on CUDA multiples of 8: zeros appended to q and k leave the logits alone,
-/// zeros appended to v are cut off again.
+/// The fused kernels want equal head widths, on CUDA multiples of 8: zeros appended to q and k
+/// leave the logits alone, zeros appended to v are cut off again.
 SoftmaxAttention with_width(SoftmaxAttention p, int64_t multiple) {
   const int64_t wide = std::max(p.query.size(-1), p.value.size(-1));
   const int64_t width = (wide + multiple - 1) / multiple * multiple;
@@ -121,7 +124,8 @@ Gradients sum_group(const Gradients& grads, const SoftmaxAttention& p) {
   return {query, sum_group(key, p.key), sum_group(value, p.value)};
 }
 
-/// The efficient kernel wants a materialised, finite bias in the dtype of query, its rows aligned to 16 bytes.
+/// The efficient kernel wants a materialised, finite bias in the dtype of query, its rows aligned
+/// to 16 bytes.
 Tensor efficient_bias(const SoftmaxAttention& p) {
   if (!p.bias.defined()) return {};
   const auto dtype = p.query.scalar_type();
@@ -132,7 +136,8 @@ Tensor efficient_bias(const SoftmaxAttention& p) {
   return at::constant_pad_nd(full, {0, aligned - N}).narrow(-1, 0, N);
 }
 
-/// Rows that see no key: the finite bias would let them see all keys alike, so they are cleared by hand.
+/// Rows that see no key: the finite bias would let them see all keys alike, so they are cleared by
+/// hand.
 Tensor clear_blind_rows(const Tensor& rows, const Tensor& bias) {
   if (!bias.defined()) return rows;
   return rows.masked_fill(bias.isneginf().all(-1, true), 0);
@@ -150,15 +155,15 @@ Gradients cuda_flash_backward(const SoftmaxAttention& problem, const SoftmaxResu
   const auto p = with_width(with_repeated_heads(problem), 8);
   const int64_t width = p.value.size(-1);
   const auto none = at::empty({0}, p.query.options().dtype(at::kUInt64));
-  const auto rng_state = p.dropout_p > 0 ? result.rng_state.view(at::kUInt64)
-                                         : at::empty({2}, none.options());
-  return cut(sum_group(at::_scaled_dot_product_flash_attention_backward(
-                           padded(grad_out, width), p.query, p.key, p.value,
-                           padded(result.out, width), result.logsumexp.contiguous(), {}, {},
-                           p.query.size(2), p.key.size(2), p.dropout_p, p.is_causal, rng_state,
-                           none, p.scale),
-                       problem),
-             problem);
+  const auto rng_state =
+      p.dropout_p > 0 ? result.rng_state.view(at::kUInt64) : at::empty({2}, none.options());
+  return cut(
+      sum_group(at::_scaled_dot_product_flash_attention_backward(
+                    padded(grad_out, width), p.query, p.key, p.value, padded(result.out, width),
+                    result.logsumexp.contiguous(), {}, {}, p.query.size(2), p.key.size(2),
+                    p.dropout_p, p.is_causal, rng_state, none, p.scale),
+                problem),
+      problem);
 }
 
 SoftmaxResult cuda_efficient_forward(const SoftmaxAttention& problem) {
@@ -175,8 +180,8 @@ Gradients cuda_efficient_backward(const SoftmaxAttention& problem, const Softmax
                                   const Tensor& grad_out) {
   const auto p = with_width(with_repeated_heads(problem), 8);
   const int64_t width = p.value.size(-1), M = p.query.size(2), aligned = (M + 31) / 32 * 32;
-  const auto rng_state = p.dropout_p > 0 ? result.rng_state
-                                         : at::zeros({2}, p.query.options().dtype(at::kLong));
+  const auto rng_state =
+      p.dropout_p > 0 ? result.rng_state : at::zeros({2}, p.query.options().dtype(at::kLong));
   const auto grads = at::_scaled_dot_product_efficient_attention_backward(
       padded(clear_blind_rows(grad_out, p.bias), width), p.query, p.key, p.value, efficient_bias(p),
       padded(result.out, width), at::constant_pad_nd(result.logsumexp, {0, aligned - M}),
@@ -191,8 +196,8 @@ Tensor math_logits(const SoftmaxAttention& p) {
   auto logits = at::matmul(p.query * p.scale, p.key.transpose(-1, -2));
   if (p.bias.defined()) logits = logits + p.bias;
   if (p.is_causal) {
-    const auto visible = at::ones({logits.size(-2), logits.size(-1)},
-                                  logits.options().dtype(at::kBool)).tril();
+    const auto visible =
+        at::ones({logits.size(-2), logits.size(-1)}, logits.options().dtype(at::kBool)).tril();
     logits = logits.masked_fill(visible.logical_not(), -std::numeric_limits<double>::infinity());
   }
   return logits;
@@ -219,7 +224,7 @@ Path path_of(const SoftmaxAttention& p) {
   const int64_t width = std::max(p.query.size(-1), p.value.size(-1));
   if (dtype == at::kDouble) return Path::kMath;
   return dtype != at::kFloat && !p.bias.defined() && width <= 256 ? Path::kCudaFlash
-                                                                   : Path::kCudaEfficient;
+                                                                  : Path::kCudaEfficient;
 }
 
 }  // namespace
@@ -251,10 +256,14 @@ Gradients math_attention_backward(const SoftmaxAttention& problem, const Softmax
 
 SoftmaxResult softmax_attention_forward(const SoftmaxAttention& problem) {
   switch (path_of(problem)) {
-    case Path::kCpuFlash: return cpu_flash_forward(problem);
-    case Path::kCudaFlash: return cuda_flash_forward(problem);
-    case Path::kCudaEfficient: return cuda_efficient_forward(problem);
-    case Path::kMath: break;
+    case Path::kCpuFlash:
+      return cpu_flash_forward(problem);
+    case Path::kCudaFlash:
+      return cuda_flash_forward(problem);
+    case Path::kCudaEfficient:
+      return cuda_efficient_forward(problem);
+    case Path::kMath:
+      break;
   }
   return math_attention_forward(problem);
 }
@@ -262,10 +271,14 @@ SoftmaxResult softmax_attention_forward(const SoftmaxAttention& problem) {
 Gradients softmax_attention_backward(const SoftmaxAttention& problem, const SoftmaxResult& result,
                                      const Tensor& grad_out) {
   switch (path_of(problem)) {
-    case Path::kCpuFlash: return cpu_flash_backward(problem, result, grad_out);
-    case Path::kCudaFlash: return cuda_flash_backward(problem, result, grad_out);
-    case Path::kCudaEfficient: return cuda_efficient_backward(problem, result, grad_out);
-    case Path::kMath: break;
+    case Path::kCpuFlash:
+      return cpu_flash_backward(problem, result, grad_out);
+    case Path::kCudaFlash:
+      return cuda_flash_backward(problem, result, grad_out);
+    case Path::kCudaEfficient:
+      return cuda_efficient_backward(problem, result, grad_out);
+    case Path::kMath:
+      break;
   }
   return math_attention_backward(problem, result, grad_out);
 }

@@ -3,7 +3,8 @@
 //
 //     S = scale q k^T + bias,   P = softmax(S),   out = (P o Z) v,     Z = 1, or dropout
 //
-// The only file that names ATen's private attention ops; their schemas are checked when the library loads.
+// The only file that names ATen's private attention ops; their schemas are checked when the library
+// loads.
 #include <ATen/core/Tensor.h>
 
 #include <tuple>
@@ -11,9 +12,10 @@
 namespace kktorch::detail {
 
 struct SoftmaxAttention {
-  at::Tensor query, key, value;  // [B, H, M, D], [B, Hk, N, D], [B, Hk, N, Dv]; one dtype; not empty
-  at::Tensor bias;               // added to the logits, broadcastable to [B, H, M, N], acc; or undefined
-  bool is_causal;                // row i sees keys j <= i; on CUDA only with M = N
+  at::Tensor query, key,
+      value;        // [B, H, M, D], [B, Hk, N, D], [B, Hk, N, Dv]; one dtype; not empty
+  at::Tensor bias;  // added to the logits, broadcastable to [B, H, M, N], acc; or undefined
+  bool is_causal;   // row i sees keys j <= i; on CUDA only with M = N
   double scale, dropout_p;
 };
 

@@ -1,10 +1,13 @@
-// The stock back end: Attention-BN = softmax attention of ATen on normalised operands (normalise.h).
+// The stock back end: Attention-BN = softmax attention of ATen on normalised operands
+// (normalise.h).
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/ones.h>
 #include <ATen/ops/zeros.h>
 
+#include <cstdlib>
 #include <limits>
+#include <string_view>
 
 #include "ops/attention/normalise.h"
 #include "ops/attention/softmax_attention.h"
@@ -16,7 +19,8 @@ using at::Tensor;
 
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
 
-/// True where the kernels' own causal masking says j <= query_offset + i. CUDA kernels align the mask to the last key.
+/// True where the kernels' own causal masking says j <= query_offset + i. CUDA kernels align the
+/// mask to the last key.
 bool plain_causal(const AttentionProblem& p) {
   return p.is_causal && p.query_offset == 0 && (p.query.is_cpu() || p.M() == p.N());
 }
@@ -28,7 +32,8 @@ bool causal_hides_keys(const AttentionProblem& p) {
 
 Tensor add_bias(const Tensor& a, const Tensor& b) { return a.defined() ? a + b : b; }
 
-/// ln n_j + mask + causal mask, as far as the kernel's causal flag does not cover them; undefined if there is nothing.
+/// ln n_j + mask + causal mask, as far as the kernel's causal flag does not cover them; undefined
+/// if there is nothing.
 Tensor logit_bias(const AttentionProblem& p) {
   const auto options = p.beta.options();
   Tensor bias;
@@ -42,8 +47,8 @@ Tensor logit_bias(const AttentionProblem& p) {
     bias = add_bias(bias, mask);
   }
   if (causal_hides_keys(p) && !plain_causal(p)) {
-    const auto future = at::ones({1, 1, p.M(), p.N()}, options.dtype(at::kBool))
-                            .triu(p.query_offset + 1);
+    const auto future =
+        at::ones({1, 1, p.M(), p.N()}, options.dtype(at::kBool)).triu(p.query_offset + 1);
     bias = add_bias(bias, at::zeros(future.sizes(), options).masked_fill_(future, -kInfinity));
   }
   return bias;
@@ -65,8 +70,8 @@ SoftmaxAttention softmax_problem(const AttentionProblem& p, const NormalisedOper
           .dropout_p = p.dropout_p};
 }
 
-/// Row-dependent scales exclude the balanced form, whose operands 16-bit types can hold (1/eps overflows float16):
-/// prefix problems are computed in the accumulation type and rounded once.
+/// Row-dependent scales exclude the balanced form, whose operands 16-bit types can hold (1/eps
+/// overflows float16): prefix problems are computed in the accumulation type and rounded once.
 AttentionProblem in_working_dtype(AttentionProblem p) {
   if (!p.prefix) return p;
   p.query = p.query.to(p.acc()), p.key = p.key.to(p.acc()), p.value = p.value.to(p.acc());
@@ -87,8 +92,8 @@ AttentionResult forward(const AttentionProblem& problem) {
   auto softmax = softmax_attention_forward(softmax_problem(p, operands));
   result.out = heads_last(softmax.out, problem.value.scalar_type());
   result.logsumexp = heads_last(softmax.logsumexp.unsqueeze(-1), p.acc()).squeeze(-1);
-  result.rng_state = p.dropout_p > 0 ? softmax.rng_state
-                                     : at::empty({0}, p.beta.options().dtype(at::kLong));
+  result.rng_state =
+      p.dropout_p > 0 ? softmax.rng_state : at::empty({0}, p.beta.options().dtype(at::kLong));
   return result;
 }
 
@@ -99,8 +104,8 @@ AttentionGradients backward(const AttentionProblem& problem, const AttentionResu
   const auto operands = normaliser.recompute(p, result.statistics);
   const auto dtype = p.query.scalar_type();
   const SoftmaxResult softmax{result.out.to(dtype), result.logsumexp, result.rng_state};
-  auto [query, key, value] = softmax_attention_backward(
-      softmax_problem(p, operands), softmax, channels_contiguous(grad_out.to(dtype)));
+  auto [query, key, value] = softmax_attention_backward(softmax_problem(p, operands), softmax,
+                                                        channels_contiguous(grad_out.to(dtype)));
   // The normaliser works in place, on gradients in their final layout.
   query = heads_last(query, dtype), key = heads_last(key, dtype);
   const auto beta = normaliser.backward(p, operands, result.statistics, query, key);
@@ -115,8 +120,21 @@ constexpr AttentionBackend kStock{"stock", forward, backward};
 
 const AttentionBackend& attention_backend(const AttentionProblem&) { return kStock; }
 
+bool use_cuda_kernels() {
+#ifdef KKTORCH_WITH_CUDA
+  const char* chosen = std::getenv("KKTORCH_EXPERIMENTAL_CUDA");
+  return chosen && std::string_view(chosen) == "1";
+#else
+  return false;
+#endif
+}
+
 const Normaliser& normaliser_for(const AttentionProblem& p) {
-  return p.query.is_cpu() ? cpu_normaliser() : aten_normaliser();
+  if (p.query.is_cpu()) return cpu_normaliser();
+#ifdef KKTORCH_WITH_CUDA
+  if (use_cuda_kernels() && !p.prefix) return cuda_normaliser();
+#endif
+  return aten_normaliser();
 }
 
 }  // namespace kktorch::detail

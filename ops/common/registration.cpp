@@ -43,8 +43,8 @@ void refuse_double_backward(const c10::OperatorHandle& op, c10::DispatchKeySet k
     op.redispatchBoxed(keys & c10::after_autograd_keyset, stack);
   }
   if (!record) return;
-  const auto node = std::make_shared<RefusedNode>(refusal(op),
-                                                  torch::autograd::collect_next_edges(inputs));
+  const auto node =
+      std::make_shared<RefusedNode>(refusal(op), torch::autograd::collect_next_edges(inputs));
   for (const auto& value : torch::jit::last(*stack, op.schema().returns().size()))
     torch::autograd::set_history(value.toTensor(), node);
 }

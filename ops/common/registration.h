@@ -12,8 +12,9 @@ c10::TypedOperatorHandle<Signature> op_handle(const char* name) {
   return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<Signature>();
 }
 
-/// The dispatcher calls a kernel with loose arguments; ours take one aggregate that names them. With
-/// `R kernel(const Arguments&)` and the op's signature, `Packed<Arguments, kernel, Signature>::call` is what to register.
+/// The dispatcher calls a kernel with loose arguments; ours take one aggregate that names them.
+/// With `R kernel(const Arguments&)` and the op's signature, `Packed<Arguments, kernel,
+/// Signature>::call` is what to register.
 template <typename Arguments, auto kernel, typename Signature>
 struct Packed;
 
@@ -22,8 +23,10 @@ struct Packed<Arguments, kernel, R(Args...)> {
   static R call(Args... args) { return kernel(Arguments{args...}); }
 };
 
-/// Boxed Autograd kernel of backward ops: runs below autograd; differentiating the result raises NotImplementedError
-/// "<op>: double backward is not supported", naming <op>_ref where that exists. Merely recording the graph is fine.
+/// Boxed Autograd kernel of backward ops: runs below autograd; differentiating the result raises
+/// NotImplementedError
+/// "<op>: double backward is not supported", naming <op>_ref where that exists. Merely recording
+/// the graph is fine.
 void refuse_double_backward(const c10::OperatorHandle& op, c10::DispatchKeySet keys,
                             torch::jit::Stack* stack);
 

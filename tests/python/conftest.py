@@ -1,0 +1,36 @@
+"""Loads kktorch once for all tests, makes them repeatable, and says why a test is skipped."""
+
+import os
+from pathlib import Path
+
+import kktorch
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[2]
+
+needs_cuda = pytest.mark.skipif(
+    not torch.cuda.is_available(),
+    reason=f"no CUDA device (torch {torch.__version__}, built with CUDA {torch.version.cuda})",
+)
+
+
+@pytest.fixture(autouse=True)
+def repeatable():
+    """Every test starts from one seed and leaves the number of threads as it was."""
+    threads = torch.get_num_threads()
+    torch.manual_seed(0)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    """The source tree."""
+    return ROOT
+
+
+@pytest.fixture(scope="session")
+def build_dir() -> Path:
+    """The build tree: the one that the op library comes from."""
+    return Path(os.environ.get("KKTORCH_BUILD_DIR") or kktorch.library_path.parents[1])

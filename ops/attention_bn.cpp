@@ -280,6 +280,7 @@ struct AttentionBN : torch::autograd::Function<AttentionBN> {
 };
 
 FourTensors forward_autograd(const Forward& a) {
+  detail::refuse_forward_mode(kName, {a.query, a.key, a.value, a.beta});
   TORCH_CHECK_NOT_IMPLEMENTED(!a.attn_mask || !a.attn_mask->requires_grad(), kName,
                               ": the gradient of attn_mask is that of the public op, not of "
                               "_attention_bn_forward");

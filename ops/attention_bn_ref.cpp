@@ -104,14 +104,15 @@ struct RowStatistics {
 /// x [B, H, N, D], w broadcastable to [B, H, R, N].
 RowStatistics row_statistics(const Tensor& x, const Tensor& w, double eps, bool use_std) {
   const auto total = w.sum(-1, true);  // [.., R, 1]
-  const auto any = total > 0;
+  // With a single key the softmax is constant and sigma is 0: r = 0 keeps its gradients exactly 0.
+  const auto several = (w > 0).sum(-1, true) > 1;
   const auto share = w / total.clamp_min(tiny(x));
   const auto mean = at::matmul(share, x);
-  if (!use_std) return {mean, any.to(x.scalar_type()).expand_as(mean)};
+  if (!use_std) return {mean, several.to(x.scalar_type()).expand_as(mean)};
   const auto c = x.unsqueeze(2) - mean.unsqueeze(3);  // [B, H, R, N, D]
   const auto floor = (share.unsqueeze(-1) * c * c).sum(3) + eps;
   const auto rstd =
-      at::where((floor > 0).logical_and(any), floor.clamp_min(tiny(x)).rsqrt(), 0 * floor);
+      at::where((floor > 0).logical_and(several), floor.clamp_min(tiny(x)).rsqrt(), 0 * floor);
   return {mean, rstd};
 }
 
@@ -163,7 +164,8 @@ Tensor attention_bn_ref_composite(const Tensor& query, const Tensor& key, const 
   const auto blind = logits.isneginf().all(-1, true);
   auto P = logits.masked_fill(blind, 0).softmax(-1).masked_fill(blind, 0);
   if (dropout_p > 0) P = at::dropout(P, dropout_p, true);
-  return at::matmul(P, values).to(query.scalar_type());
+  // Stored (B, M, H, Dv), like the output of the fused path.
+  return at::matmul(P, values).to(query.scalar_type()).transpose(1, 2).contiguous().transpose(1, 2);
 }
 
 }  // namespace

@@ -1,6 +1,7 @@
 # Sourced by run.sh, test.sh and .ci/run: makes everything that kktorch is built and run with, safe to repeat.
 #   KKTORCH_VENV       virtual environment (default .venv)
 #   KKTORCH_BUILD_DIR  build tree (default build)
+#   KKTORCH_RUNTIME_REQUIREMENTS  file in requirements/ that names torch (default runtime.txt, which pins it)
 set -euo pipefail
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 export KKTORCH_VENV=${KKTORCH_VENV:-$ROOT/.venv}
@@ -35,12 +36,13 @@ system_packages() {
 
 virtual_environment() {
   local requirements="$ROOT/requirements" stamp="$KKTORCH_VENV/.kktorch-requirements" wanted
-  wanted=$(cat "$requirements"/{runtime,build,report,test,data}.txt | sha256sum)
+  local runtime=${KKTORCH_RUNTIME_REQUIREMENTS:-runtime.txt}
+  wanted=$(cat "$requirements"/{"$runtime",build.txt,report.txt,test.txt,data.txt} | sha256sum)
   [ -x "$KKTORCH_VENV/bin/python" ] || python3 -m venv "$KKTORCH_VENV"
   [ "$(cat "$stamp" 2>/dev/null)" = "$wanted" ] && return 0
   say "installing Python packages into $KKTORCH_VENV (about 5 GB, mostly LibTorch)"
   local pip=("$KKTORCH_VENV/bin/python" -m pip install -q --disable-pip-version-check)
-  "${pip[@]}" -r "$requirements/runtime.txt" -r "$requirements/build.txt" \
+  "${pip[@]}" -r "$requirements/$runtime" -r "$requirements/build.txt" \
     -r "$requirements/report.txt" -r "$requirements/test.txt"
   "${pip[@]}" --no-deps -r "$requirements/data.txt"
   echo "$wanted" >"$stamp"

@@ -9,7 +9,5 @@ if (($#)); then
 fi
 cd "$ROOT"
 run=runs/JapaneseVowels
-how=--resume
-[ -e "$run/config.json" ] || how=
-"$KKTORCH_BUILD_DIR/bin/kktorch" train --data JapaneseVowels --attention softmax,bn --seeds 3 --out "$run" $how
+"$KKTORCH_BUILD_DIR/bin/kktorch" train --data JapaneseVowels --attention softmax,bn --seeds 3 --out "$run" --resume
 PYTHONPATH="$ROOT/python" python -m kktorch.report "$run"

@@ -21,8 +21,16 @@ void first_valid_key(const Keys<T>& keys, int64_t N, acc_t<T>* shift) {
 }
 
 template <typename A>
-void merge_moments(const A* block_moments, int64_t blocks, int64_t D, A eps, bool use_std,
-                   const KeyStatistics<A>& out) {
+bool several_keys(const A* weight, int64_t N) {
+  if (!weight) return N > 1;
+  int64_t valid = 0;
+  for (int64_t j = 0; j < N && valid < 2; ++j) valid += weight[j] > 0;
+  return valid > 1;
+}
+
+template <typename A>
+void merge_moments(const A* block_moments, int64_t blocks, int64_t D, bool several_keys, A eps,
+                   bool use_std, const KeyStatistics<A>& out) {
   for (int64_t d = 0; d < D; ++d) {
     Moments<A> all{0, 0, 0};
     for (int64_t b = 0; b < blocks; ++b) {
@@ -30,7 +38,7 @@ void merge_moments(const A* block_moments, int64_t blocks, int64_t D, A eps, boo
       all = merge(all, Moments<A>{block[0], block[1 + d], block[1 + D + d]});
     }
     out.mean[d] = all.mean;
-    out.rstd[d] = all.n > 0 ? std::sqrt(inverse_variance(all.m2 / all.n, eps, use_std)) : 0;
+    out.rstd[d] = several_keys ? std::sqrt(inverse_variance(all.m2 / all.n, eps, use_std)) : 0;
   }
 }
 
@@ -42,9 +50,11 @@ INSTANTIATE(float)
 INSTANTIATE(c10::BFloat16)
 INSTANTIATE(c10::Half)
 #undef INSTANTIATE
-template void merge_moments(const double*, int64_t, int64_t, double, bool,
-                            const KeyStatistics<double>&);
-template void merge_moments(const float*, int64_t, int64_t, float, bool,
-                            const KeyStatistics<float>&);
+#define INSTANTIATE(A)                           \
+  template bool several_keys(const A*, int64_t); \
+  template void merge_moments(const A*, int64_t, int64_t, bool, A, bool, const KeyStatistics<A>&);
+INSTANTIATE(double)
+INSTANTIATE(float)
+#undef INSTANTIATE
 
 }  // namespace kktorch::csrc

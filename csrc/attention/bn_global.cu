@@ -99,7 +99,13 @@ __global__ void moments_kernel(DeviceProblem<T> p, DeviceHeads<const T> key) {
 template <typename T>
 __global__ void statistics_kernel(DeviceProblem<T> p, int64_t blocks) {
   using A = acc_t<T>;
-  const int64_t u = blockIdx.x, D = p.shape.D;
+  const int64_t u = blockIdx.x, b = u / p.shape.Hk, D = p.shape.D, N = p.shape.N;
+  __shared__ int64_t valid;  // keys, counted up to 2
+  if (threadIdx.x == 0) {
+    valid = p.weight ? 0 : N;
+    for (int64_t j = 0; p.weight && j < N && valid < 2; ++j) valid += p.weight[b * N + j] > 0;
+  }
+  __syncthreads();
   for (int64_t d = threadIdx.x; d < D; d += blockDim.x) {
     Moments<A> all{0, 0, 0};
     for (int64_t block = 0; block < blocks; ++block) {
@@ -108,7 +114,7 @@ __global__ void statistics_kernel(DeviceProblem<T> p, int64_t blocks) {
     }
     A* out = p.statistics + u * 3 * D;
     out[D + d] = all.mean;
-    out[2 * D + d] = all.n > 0 ? sqrt(inverse_variance(all.m2 / all.n, p.eps, p.use_std)) : A{0};
+    out[2 * D + d] = valid > 1 ? sqrt(inverse_variance(all.m2 / all.n, p.eps, p.use_std)) : A{0};
   }
 }
 

@@ -76,9 +76,15 @@ const GlobalKernels<T>& global_kernels();
 template <typename T>
 void first_valid_key(const Keys<T>& keys, int64_t N, acc_t<T>* shift);
 
-/// Merges the moments of consecutive blocks, in order, into m and r; without any weight, m = r = 0.
+/// Merges the moments of consecutive blocks, in order, into m and r. Fewer than two keys of
+/// positive weight give r = 0: the softmax is constant then, and its gradients must be exactly 0
+/// although 1/eps is large.
 template <typename A>
-void merge_moments(const A* block_moments, int64_t blocks, int64_t D, A eps, bool use_std,
-                   const KeyStatistics<A>& out);
+void merge_moments(const A* block_moments, int64_t blocks, int64_t D, bool several_keys, A eps,
+                   bool use_std, const KeyStatistics<A>& out);
+
+/// At least two of the N keys have positive weight.
+template <typename A>
+bool several_keys(const A* weight, int64_t N);
 
 }  // namespace kktorch::csrc

@@ -22,17 +22,20 @@ class Scan {
     if (next_ >= end) return;
     for (; next_ < end; ++next_) add(next_);
     for (int64_t d = 0; d < head_.D; ++d)
-      scale_[d] = n_ > 0 ? inverse_variance(m2_[d] / n_, head_.eps, head_.use_std) : A{0};
+      scale_[d] = valid_ > 1 ? inverse_variance(m2_[d] / n_, head_.eps, head_.use_std) : A{0};
   }
 
   A n() const { return n_; }
-  const A* mean() const { return mean_; }    // m_i
-  const A* scale() const { return scale_; }  // a_i, 0 while no key is valid
+  const A* mean() const { return mean_; }  // m_i
+  const A* scale() const {
+    return scale_;
+  }  // a_i; 0 up to the first valid key, as in merge_moments
 
  private:
   void add(int64_t j) {
     const A w = head_.weight ? head_.weight[j] : A{1};
     if (!(w > 0)) return;
+    ++valid_;
     n_ += w;
     const A share = w / n_;
     const A *k = head_.key[j], *shift = head_.shift;
@@ -47,7 +50,7 @@ class Scan {
   const PrefixHead<A>& head_;
   A *mean_, *m2_, *scale_;
   A n_ = 0;
-  int64_t next_ = 0;
+  int64_t next_ = 0, valid_ = 0;
 };
 
 template <typename A>

@@ -32,6 +32,10 @@ Tensor first_valid_key(const AttentionProblem& p, const Tensor& key) {  // [B, H
   return live_only(key, key_weights(p)).gather(2, first.expand({p.B(), p.Hk(), 1, p.D()}));
 }
 
+/// Two or more valid keys. A single one has constant probability and no variance: r = 0 keeps its
+/// gradients exactly 0.
+Tensor several(const Tensor& weight) { return (weight > 0).sum(2, true) > 1; }
+
 Tensor inverse_std(const Tensor& variance, const AttentionProblem& p) {
   if (!p.use_std) return variance.new_ones({}).expand_as(variance);
   const auto floor = variance + p.eps;
@@ -58,13 +62,13 @@ void measure(const AttentionProblem& p, const Tensor& key, const Rows& out) {
   const auto x = live_only(key - out.shift, weight);
   if (!weight.defined()) {
     out.mean.copy_(x.mean(2, true));
-    out.rstd.copy_(inverse_std((x - out.mean).square().mean(2, true), p));
+    out.rstd.copy_(inverse_std((x - out.mean).square().mean(2, true), p) * (p.N() > 1));
     return;
   }
   const auto total = weight.sum(2, true), share = weight / total.masked_fill(total <= 0, 1);
   out.mean.copy_((share * x).sum(2, true));
   const auto variance = (share * (x - out.mean).square()).sum(2, true);
-  out.rstd.copy_(inverse_std(variance, p) * (total > 0));
+  out.rstd.copy_(inverse_std(variance, p) * several(weight));
 }
 
 NormalisedOperands global_operands(const AttentionProblem& p, const Tensor& key, const Rows& s) {
@@ -117,7 +121,8 @@ PrefixRows prefix_rows(const AttentionProblem& p, const Tensor& x) {
   const auto n = at_rows(weight), safe_n = n.masked_fill(n <= 0, 1);
   const auto mean = at_rows(weight * wide) / safe_n;
   const auto variance = (at_rows(weight * wide.square()) / safe_n - mean.square()).clamp_min(0);
-  const auto scale = inverse_std(variance.to(p.acc()), p).square() * (n > 0);
+  const auto valid_keys = at_rows((weight > 0).to(at::kDouble));
+  const auto scale = inverse_std(variance.to(p.acc()), p).square() * (valid_keys > 1);
   return {mean.to(p.acc()).unsqueeze(2), scale.to(p.acc()).unsqueeze(2),
           n.to(p.acc()).unsqueeze(2)};
 }

@@ -134,8 +134,9 @@ void global_operands(const AttentionProblem& p, const Tensor& statistics, bool c
   };
   const auto merge = [&](int64_t u) {
     if (compute)
-      csrc::merge_moments<A>(moments_data + u * key_blocks * stride, key_blocks, D, p.eps,
-                             p.use_std, view.statistics(u));
+      csrc::merge_moments<A>(moments_data + u * key_blocks * stride, key_blocks, D,
+                             csrc::several_keys(view.weight(u), N), p.eps, p.use_std,
+                             view.statistics(u));
   };
   // The blocks of a key head, then those of its G query heads.
   const auto normalise = [&](int64_t u, int64_t block, A* scratch) {

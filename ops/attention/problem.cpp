@@ -116,8 +116,8 @@ AttentionDefaults settle_attention(std::string_view op, const AttentionArguments
   TORCH_CHECK_VALUE(!scale || std::isfinite(*scale), op, ": expected a finite scale, but got ",
                     *scale);
   TORCH_CHECK_VALUE(stats == "auto" || stats == "global" || stats == "prefix" || stats == "support",
-                    op, ": expected stats to be one of auto, global, prefix, support, but got '",
-                    stats, "'");
+                    op, ": expected one of auto, global, prefix, support, but got '", stats,
+                    "' for stats");
   TORCH_CHECK_VALUE(stats != "prefix" || is_causal, op,
                     ": expected is_causal=True with stats='prefix', but got is_causal=False");
   TORCH_CHECK_VALUE(!query_offset || *query_offset >= 0, op,

@@ -27,6 +27,8 @@ namespace {
 using at::Tensor;
 using Gradients = std::tuple<Tensor, Tensor, Tensor>;
 
+constexpr int64_t kVector = 16;  // floats of the widest vector
+
 // ATen's private ops may change between releases; a mismatch must be said at load, not found in a
 // wrong result.
 const bool schemas_checked = [] {
@@ -90,7 +92,12 @@ SoftmaxResult cpu_flash_forward(const SoftmaxAttention& problem) {
   const auto p = with_width(problem, 1);
   auto [out, logsumexp] = at::_scaled_dot_product_flash_attention_for_cpu(
       p.query, p.key, p.value, 0.0, p.is_causal, optional(p.bias), p.scale);
-  return {cut(out, problem.value), logsumexp, at::empty({0}, at::kLong)};
+  out = cut(out, problem.value);
+  // With fewer keys than a vector holds, ATen takes a row of NaN logits for one that sees no key
+  // and returns 0.
+  if (p.key.size(2) < kVector)
+    out = out + (p.query.sum({-1}, true, logsumexp.scalar_type()) * 0).to(out.scalar_type());
+  return {out, logsumexp, at::empty({0}, at::kLong)};
 }
 
 Gradients cpu_flash_backward(const SoftmaxAttention& problem, const SoftmaxResult& result,

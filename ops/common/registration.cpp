@@ -20,16 +20,27 @@ struct RefusedNode : torch::autograd::Node {
   std::string message_;
 };
 
-// kktorch::_attention_bn_backward -> attention_bn
-std::string refusal(const c10::OperatorHandle& op) {
-  auto name = op.schema().name().substr(std::string("kktorch::_").size());
-  name = name.substr(0, name.rfind("_backward"));
+/// "<op>: <what> is not supported", and the op that supports it, if there is one.
+std::string refusal(const std::string& op, const std::string& what) {
   const bool has_ref =
-      c10::Dispatcher::singleton().findSchema({"kktorch::" + name + "_ref", ""}).has_value();
-  return name + ": double backward is not supported" + (has_ref ? "; use " + name + "_ref" : "");
+      c10::Dispatcher::singleton().findSchema({"kktorch::" + op + "_ref", ""}).has_value();
+  return op + ": " + what + " is not supported" + (has_ref ? "; use " + op + "_ref" : "");
+}
+
+// kktorch::_attention_bn_backward -> attention_bn
+std::string differentiated_op(const c10::OperatorHandle& backward) {
+  const auto name = backward.schema().name().substr(std::string("kktorch::_").size());
+  return name.substr(0, name.rfind("_backward"));
 }
 
 }  // namespace
+
+void refuse_forward_mode(std::string_view op,
+                         std::initializer_list<std::optional<at::Tensor>> inputs) {
+  for (const auto& input : inputs)
+    TORCH_CHECK_NOT_IMPLEMENTED(!torch::autograd::isFwGradDefined(input),
+                                refusal(std::string(op), "forward-mode AD"));
+}
 
 void refuse_double_backward(const c10::OperatorHandle& op, c10::DispatchKeySet keys,
                             torch::jit::Stack* stack) {
@@ -43,8 +54,8 @@ void refuse_double_backward(const c10::OperatorHandle& op, c10::DispatchKeySet k
     op.redispatchBoxed(keys & c10::after_autograd_keyset, stack);
   }
   if (!record) return;
-  const auto node =
-      std::make_shared<RefusedNode>(refusal(op), torch::autograd::collect_next_edges(inputs));
+  const auto node = std::make_shared<RefusedNode>(refusal(differentiated_op(op), "double backward"),
+                                                  torch::autograd::collect_next_edges(inputs));
   for (const auto& value : torch::jit::last(*stack, op.schema().returns().size()))
     torch::autograd::set_history(value.toTensor(), node);
 }

@@ -3,6 +3,10 @@
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/core/stack.h>
 
+#include <initializer_list>
+#include <optional>
+#include <string_view>
+
 namespace kktorch::detail {
 
 /// Handle of an op by its full name, for a `static const` in the op's public function:
@@ -22,6 +26,10 @@ template <typename Arguments, auto kernel, typename R, typename... Args>
 struct Packed<Arguments, kernel, R(Args...)> {
   static R call(Args... args) { return kernel(Arguments{args...}); }
 };
+
+/// Raises NotImplementedError if an input carries a tangent of forward-mode differentiation.
+void refuse_forward_mode(std::string_view op,
+                         std::initializer_list<std::optional<at::Tensor>> inputs);
 
 /// Boxed Autograd kernel of backward ops: runs below autograd; differentiating the result raises
 /// NotImplementedError

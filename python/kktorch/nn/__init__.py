@@ -1,0 +1,13 @@
+"""Layers and models over ``torch.ops.kktorch``: the Python form of the C++ modules in ``models/``.
+
+Options, parameter names, initial values and results are those of the C++ modules, so a checkpoint
+written by either side loads in the other (``strict=True``). All of them work under
+``torch.jit.script``, ``torch.compile`` and ``torch.export``.
+"""
+
+from kktorch.nn.attention_bnsh import AttentionBNSH
+from kktorch.nn.encoder_layer import EncoderLayer
+from kktorch.nn.time_series_classifier import TimeSeriesClassifier
+from kktorch.nn.token_norm import TokenNorm
+
+__all__ = ["AttentionBNSH", "EncoderLayer", "TimeSeriesClassifier", "TokenNorm"]

@@ -56,10 +56,13 @@ if(NOT TARGET kktorch::torch)
   target_link_options(kktorch::torch INTERFACE LINKER:--unresolved-symbols=ignore-in-shared-libs
                       LINKER:-rpath,${kktorch_torch_lib})
   target_link_libraries(kktorch::torch INTERFACE ${kktorch_torch_lib}/libtorch_cpu.so ${kktorch_torch_lib}/libc10.so Threads::Threads)
+  # Loaded for what they register, and for the code inside AOTInductor packages, although nothing refers to them.
+  set(kktorch_torch_registrations ${kktorch_torch_lib}/libtorch.so)
   if(KKTORCH_TORCH_HAS_CUDA)
-    target_link_libraries(kktorch::torch INTERFACE
-      "-Wl,--push-state,--no-as-needed ${kktorch_torch_lib}/libtorch_cuda.so ${kktorch_torch_lib}/libc10_cuda.so -Wl,--pop-state")
+    string(APPEND kktorch_torch_registrations " ${kktorch_torch_lib}/libtorch_cuda.so ${kktorch_torch_lib}/libc10_cuda.so")
   endif()
+  target_link_libraries(kktorch::torch INTERFACE
+    "-Wl,--push-state,--no-as-needed ${kktorch_torch_registrations} -Wl,--pop-state")
   # The C++ ABI of the old wheels is gone since 2.7; nothing to define for _GLIBCXX_USE_CXX11_ABI.
 endif()
 message(STATUS "kktorch: LibTorch ${KKTORCH_TORCH_VERSION} in ${KKTORCH_TORCH_DIR}")

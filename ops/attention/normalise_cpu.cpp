@@ -90,13 +90,14 @@ struct View {
         D(p.D()),
         weight_data(p.key_weight.defined() ? p.key_weight.const_data_ptr<A>() : nullptr),
         beta(p.beta.const_data_ptr<A>()),
-        statistics_data(statistics.data_ptr<A>()) {}
+        statistics_data(statistics.data_ptr<A>()),
+        statistics_stride(statistics.stride(0)) {}
 
   int64_t heads() const { return p.B() * Hk; }
   const A* weight(int64_t u) const { return weight_data ? weight_data + u / Hk * p.N() : nullptr; }
   csrc::Keys<T> keys(int64_t u) const { return {rows_of<T>(p.key, u / Hk, u % Hk), weight(u), D}; }
   csrc::KeyStatistics<A> statistics(int64_t u) const {
-    A* data = statistics_data + u * 3 * D;
+    A* data = statistics_data + u / Hk * statistics_stride + u % Hk * 3 * D;
     return {data, data + D, data + 2 * D};
   }
   int64_t query_head(int64_t u, int64_t g) const { return u % Hk * G + g; }
@@ -105,6 +106,7 @@ struct View {
   int64_t Hk, G, D;
   const A *weight_data, *beta;
   A* statistics_data;
+  int64_t statistics_stride;  // between samples; heads may be a slice
 };
 
 NormalisedOperands empty_operands(const AttentionProblem& p) {

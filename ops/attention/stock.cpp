@@ -1,7 +1,9 @@
 // The stock back end: Attention-BN = softmax attention of ATen on normalised operands
 // (normalise.h).
+#include <ATen/Parallel.h>
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
 #include <ATen/ops/ones.h>
 #include <ATen/ops/zeros.h>
 
@@ -97,8 +99,9 @@ AttentionResult forward(const AttentionProblem& problem) {
   return result;
 }
 
-AttentionGradients backward(const AttentionProblem& problem, const AttentionResult& result,
-                            const Tensor& grad_out) {
+/// The gradients of all heads of `problem` at once.
+AttentionGradients backward_heads(const AttentionProblem& problem, const AttentionResult& result,
+                                  const Tensor& grad_out) {
   const auto p = in_working_dtype(problem);
   const auto& normaliser = normaliser_for(p);
   const auto operands = normaliser.recompute(p, result.statistics);
@@ -112,6 +115,53 @@ AttentionGradients backward(const AttentionProblem& problem, const AttentionResu
   const auto out_dtype = problem.query.scalar_type();
   return {heads_last(query, out_dtype), heads_last(key, out_dtype), heads_last(value, out_dtype),
           beta};
+}
+
+/// The key heads [begin, begin + count) and their query heads, as views.
+struct HeadSlice {
+  int64_t begin, count, group;
+
+  Tensor keys(const Tensor& t) const { return t.narrow(1, begin, count); }
+  Tensor queries(const Tensor& t) const { return t.narrow(1, begin * group, count * group); }
+
+  AttentionProblem of(AttentionProblem p) const {
+    p.query = queries(p.query), p.key = keys(p.key), p.value = keys(p.value);
+    p.beta = p.beta.narrow(0, begin * group, count * group);
+    if (p.attn_mask.defined() && p.attn_mask.dim() == 4 && p.attn_mask.size(1) > 1)
+      p.attn_mask = queries(p.attn_mask);
+    return p;
+  }
+  AttentionResult of(const AttentionResult& r) const {
+    return {queries(r.out), queries(r.logsumexp), keys(r.statistics), r.rng_state};
+  }
+};
+
+/// Key heads that backward takes at a time: enough for all threads, and where attention itself
+/// costs far more than a copy no more than that, so that operands and their gradients exist for a
+/// few heads only.
+int64_t heads_at_a_time(const AttentionProblem& p) {
+  constexpr int64_t kLong = 2048;
+  if (!p.query.is_cpu() || std::min(p.M(), p.N()) < kLong) return p.Hk();
+  const int64_t tasks_per_head = p.B() * (p.H() / p.Hk());
+  return std::min(p.Hk(), (at::get_num_threads() + tasks_per_head - 1) / tasks_per_head);
+}
+
+AttentionGradients backward(const AttentionProblem& p, const AttentionResult& result,
+                            const Tensor& grad_out) {
+  const int64_t step = heads_at_a_time(p);
+  if (step == p.Hk()) return backward_heads(p, result, grad_out);
+  const auto empty = [](const Tensor& t) { return empty_heads_last(t.sym_sizes(), t.options()); };
+  const AttentionGradients all{empty(p.query), empty(p.key), empty(p.value),
+                               at::empty_like(p.beta)};
+  for (int64_t begin = 0; begin < p.Hk(); begin += step) {
+    const HeadSlice slice{begin, std::min(step, p.Hk() - begin), p.H() / p.Hk()};
+    const auto part = backward_heads(slice.of(p), slice.of(result), slice.queries(grad_out));
+    slice.queries(all.query).copy_(part.query);
+    slice.keys(all.key).copy_(part.key);
+    slice.keys(all.value).copy_(part.value);
+    all.beta.narrow(0, begin * slice.group, slice.count * slice.group).copy_(part.beta);
+  }
+  return all;
 }
 
 constexpr AttentionBackend kStock{"stock", forward, backward};

@@ -78,7 +78,9 @@ NormalisedOperands defined_operands(const AttentionProblem& p) {
   const auto total = n.expand({p.B(), 1, p.N(), 1}).sum(2, true);
   const auto mu = (n * k).sum(2, true) / total;
   const auto variance = (n * (k - mu).square()).sum(2, true) / total;
-  const auto r = p.use_std ? (variance + p.eps).rsqrt() : torch::ones_like(variance);
+  // One key alone has constant probability; r = 0 is the same function with exact zero gradients.
+  const auto several = (n > 0).expand({p.B(), 1, p.N(), 1}).sum(2, true) > 1;
+  const auto r = (p.use_std ? (variance + p.eps).rsqrt() : torch::ones_like(variance)) * several;
   const int64_t G = p.H() / p.Hk();
   const auto beta = p.beta.to(at::kDouble).view({1, p.H(), 1, 1});
   return {(q - beta * mu.repeat_interleave(G, 1)) * r.repeat_interleave(G, 1),

@@ -394,6 +394,7 @@ def test_wrong_command_lines(arguments, kk):
 def test_options_that_do_not_fit_together(kk, data, tmp_path):
     job = ["--data", data, "--out", tmp_path / "run"]
     assert "divisible" in kk("train", *job, "--width", 8, "--heads", 3, code=1).stderr
+    assert "bn twice" in kk("train", *job, "--attention", "bn,bn", code=1).stderr
     assert not (tmp_path / "run").exists()
 
 

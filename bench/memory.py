@@ -1,0 +1,52 @@
+"""Peak memory of one step, in a process of its own (arguments: SUITE NAME SHAPE THREADS).
+
+The peak is the high-water mark of the resident set during the step, above what is resident before
+it: interpreter, libraries and inputs. Outputs, gradients and everything between are in it.
+"""
+
+import importlib
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+_ROOT = Path(__file__).resolve().parents[1]
+
+
+def peak_bytes(suite: str, name: str, shape: str, threads: int) -> int:
+    """Peak of one step of the contender ``name`` of a suite, measured in a child process.
+
+    Raises:
+        RuntimeError: the child failed; its message is passed on.
+    """
+    command = [sys.executable, __file__, suite, name, shape, str(threads)]
+    environment = os.environ | {"PYTHONPATH": str(_ROOT / "python")}
+    child = subprocess.run(command, env=environment, capture_output=True, text=True)
+    if child.returncode:
+        reason = child.stderr.strip().splitlines()[-1:] or [f"exit status {child.returncode}"]
+        raise RuntimeError(f"peak memory of {name}, {shape}: {reason[0]}")
+    return int(child.stdout)
+
+
+def main(suite: str, name: str, shape: str, threads: str) -> None:
+    torch.set_num_threads(int(threads))
+    module = importlib.import_module(f"suites.{suite.lower()}")
+    # A small step first, so that code and thread pools are loaded and not counted.
+    module.memory_contender(name, module.QUICK_MEMORY_SHAPES[0]).step()
+    contender = module.memory_contender(name, shape)
+    Path("/proc/self/clear_refs").write_text("5")  # starts the high-water mark anew
+    before = _status("VmRSS")
+    contender.step()
+    print(_status("VmHWM") - before)
+
+
+def _status(key: str) -> int:
+    text = Path("/proc/self/status").read_text()
+    return 1024 * int(re.search(rf"^{key}:\s+(\d+) kB", text, re.MULTILINE)[1])
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,23 @@
+"""kktorch: attention layers with optimality certificates, for LibTorch and PyTorch.
+
+Importing the package loads ``libkktorch.so``, which registers the ops in ``torch.ops.kktorch``.
+
+- ``kktorch.attention_bn``, ``kktorch.attention_bn_ref``: the ops as documented functions
+- ``kktorch.nn``: layers and models; their checkpoints are those of the C++ modules
+- ``kktorch.data``, ``kktorch.run``: `.ts` files, and the run folders of `kktorch train`
+- ``python -m kktorch.report``: an HTML page about runs
+- ``python -m kktorch.export``: an AOTInductor package of a run
+"""
+
+# isort: off  (kktorch.nn is scripted against the ops: the library has to be loaded before it)
+from kktorch._library import load_library
+
+__version__ = "0.1.0"
+
+#: Path of the op library that is loaded.
+library_path = load_library()
+
+from kktorch import nn  # noqa: E402
+from kktorch.functional import attention_bn, attention_bn_ref  # noqa: E402
+
+__all__ = ["attention_bn", "attention_bn_ref", "library_path", "nn"]

@@ -1,0 +1,172 @@
+"""The plots of the page, as SVG text."""
+
+import io
+import itertools
+import math
+import warnings
+from collections.abc import Iterable
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import numpy as np  # noqa: E402
+from matplotlib.figure import Figure  # noqa: E402
+
+from kktorch.report.runs import Experiment, Run  # noqa: E402
+
+_STYLE = {
+    "font.family": "sans-serif",
+    "font.sans-serif": ["Inter", "Segoe UI", "Helvetica Neue", "Arial", "DejaVu Sans"],
+    "font.size": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": "#8a94a0",
+    "axes.labelcolor": "#39424e",
+    "axes.titleweight": "bold",
+    "axes.axisbelow": True,
+    "axes.titlesize": 10.5,
+    "text.color": "#1d2530",
+    "xtick.color": "#5a6675",
+    "ytick.color": "#5a6675",
+    "axes.grid": True,
+    "grid.color": "#e6eaee",
+    "legend.frameon": False,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "kktorch",
+}
+# Colours that stay apart for colour-blind readers (Okabe & Ito).
+_COLOURS = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#222222"]
+_SPLITS = {"train": "training", "valid": "validation", "test": "test"}
+
+
+def colours(methods: Iterable[str]) -> dict[str, str]:
+    """A colour per method, the same in every plot and table of an experiment."""
+    return dict(zip(methods, itertools.cycle(_COLOURS), strict=False))
+
+
+def _svg(draw, width: float, height: float) -> str:
+    """SVG text of a figure of ``width`` x ``height`` inches that ``draw(figure)`` fills."""
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(width, height), layout="constrained")
+        draw(figure)
+        text = io.StringIO()
+        figure.savefig(text, format="svg", metadata={"Date": None}, transparent=True)
+    return text.getvalue()
+
+
+def _stack(runs: list[Run], column: str) -> np.ndarray:
+    """[seeds, epochs] of a metric; NaN where a run has not come that far."""
+    curves = [run.curve(column) for run in runs]
+    out = np.full((len(curves), max(map(len, curves), default=0)), np.nan)
+    for row, curve in zip(out, curves, strict=True):
+        row[: len(curve)] = curve
+    return out
+
+
+def curves(experiment: Experiment) -> str | None:
+    """Loss and accuracy against the epoch, a column per split. None before the first epoch."""
+    methods = experiment.methods()
+    splits = [
+        split for split in _SPLITS if np.isfinite(_stack(experiment.runs, f"{split}_loss")).any()
+    ]
+    if not splits:
+        return None
+
+    def draw(figure):
+        axes = figure.subplots(2, len(splits), sharex=True, sharey="row", squeeze=False)
+        for column, split in enumerate(splits):
+            axes[0, column].set_title(_SPLITS[split])
+            axes[1, column].set_xlabel("epoch")
+            for row, quantity in enumerate(["loss", "accuracy"]):
+                for method, colour in colours(methods).items():
+                    axis, metric = axes[row, column], f"{split}_{quantity}"
+                    _band(axis, methods[method], metric, colour, method)
+        axes[0, 0].set_yscale("log")
+        axes[0, 0].set_ylabel("cross-entropy [nats]")
+        axes[1, 0].set_ylabel("accuracy [%]")
+        axes[1, 0].set_ylim(_floor(experiment.runs, splits), 100.5)
+        axes[1, 0].legend(loc="lower right")
+
+    return _svg(draw, 3.4 * len(splits) + 0.4, 5.2)
+
+
+def _floor(runs, splits):
+    """Lowest accuracy [%] after the first tenth of the epochs: the climb from chance is no news."""
+    stacks = [_stack(runs, f"{split}_accuracy") for split in splits]
+    late = np.concatenate([stack[:, stack.shape[1] // 10 :].ravel() for stack in stacks])
+    return 100 * min(late[np.isfinite(late)], default=0) - 1
+
+
+def _band(axis, runs, column, colour, label):
+    values = _stack(runs, column) * (100 if column.endswith("accuracy") else 1)
+    if not np.isfinite(values).any():
+        return
+    epochs = np.arange(1, values.shape[1] + 1)
+    with warnings.catch_warnings():
+        # An epoch without a value in any seed stays NaN: a gap in the line.
+        warnings.simplefilter("ignore", RuntimeWarning)
+        middle, low, high = np.nanmean(values, 0), np.nanmin(values, 0), np.nanmax(values, 0)
+    axis.fill_between(epochs, low, high, color=colour, alpha=0.16, linewidth=0)
+    axis.plot(epochs, middle, color=colour, linewidth=1.6, label=label)
+
+
+def differences(rows: list[dict], one_sample_percent: float) -> str | None:
+    """Paired differences in percentage points with their 95 % intervals. None without any.
+
+    The grey band is less than one test sample.
+    """
+    if not rows:
+        return None
+
+    def draw(figure):
+        axis = figure.subplots()
+        places = range(len(rows))[::-1]
+        if math.isfinite(one_sample_percent):
+            band = {"color": "#e6eaee", "label": "± one test series"}
+            axis.axvspan(-one_sample_percent, one_sample_percent, **band)
+            axis.legend(loc="upper left", bbox_to_anchor=(1, 1))
+        axis.axvline(0, color="#8a94a0", linewidth=1)
+        for place, row in zip(places, rows, strict=True):
+            low, high = (100 * end for end in row["ci95"])
+            axis.plot([low, high], [place, place], color="#1d2530", linewidth=1.6)
+            axis.plot(100 * row["mean"], place, "o", color="#1d2530", markersize=6)
+        axis.set_yticks(list(places), [f"{row['a']} − {row['b']}" for row in rows])
+        axis.set_ylim(-0.7, len(rows) - 0.3)
+        axis.grid(False, axis="y")
+        axis.set_xlabel("difference of test accuracy at the final epoch [percentage points]")
+
+    return _svg(draw, 7.6, 1.0 + 0.42 * len(rows))
+
+
+def confusion(runs: list[Run]) -> str | None:
+    """Confusion matrix at the final epoch, summed over the finished runs; rows = true class."""
+    finished = [run.summary for run in runs if run.summary and run.summary.get("confusion")]
+    if not finished:
+        return None
+    counts = np.sum([summary["confusion"] for summary in finished], axis=0)
+    labels = [str(label) for label in finished[0]["class_labels"]]
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+
+    def draw(figure):
+        axis = figure.subplots()
+        image = axis.imshow(100 * shares, cmap="Blues", vmin=0, vmax=100)
+        size = 9 if len(labels) <= 12 else 6
+        for (row, column), count in np.ndenumerate(counts):
+            if count:
+                colour = "white" if shares[row, column] > 0.55 else "#1d2530"
+                style = {"ha": "center", "va": "center", "color": colour, "fontsize": size}
+                axis.text(column, row, int(count), **style)
+        rotate = {"rotation": 45, "ha": "right"} if max(map(len, labels)) > 3 else {}
+        axis.set_xticks(range(len(labels)), labels, **rotate)
+        axis.set_yticks(range(len(labels)), labels)
+        axis.set_xlabel("predicted class")
+        axis.set_ylabel("true class")
+        axis.grid(False)
+        axis.spines[:].set_visible(False)
+        axis.tick_params(length=0)
+        bar = figure.colorbar(image, ax=axis, shrink=0.8, label="share of the true class [%]")
+        bar.outline.set_visible(False)
+
+    side = min(max(3.6, 0.42 * len(labels) + 1.2), 9)
+    return _svg(draw, side + 1, side)

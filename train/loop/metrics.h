@@ -1,0 +1,28 @@
+#pragma once
+// One row per epoch, in two files: metrics.jsonl (one JSON object a line) and metrics.csv (a
+// header, then values).
+#include <filesystem>
+#include <nlohmann/json.hpp>
+
+namespace kktorch {
+
+class MetricsSink {
+ public:
+  explicit MetricsSink(std::filesystem::path folder) : folder_(std::move(folder)) {}
+
+  /// @param row  a flat object of numbers with the same keys every time; NaN becomes null, in the
+  /// CSV nothing.
+  void append(const nlohmann::ordered_json& row);
+
+  /// Drops the rows whose "epoch" exceeds `epoch`, and a last line that an interruption left
+  /// half-written.
+  void keep_until(int64_t epoch);
+
+ private:
+  std::filesystem::path jsonl() const { return folder_ / "metrics.jsonl"; }
+  std::filesystem::path csv() const { return folder_ / "metrics.csv"; }
+
+  std::filesystem::path folder_;
+};
+
+}  // namespace kktorch

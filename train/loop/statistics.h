@@ -1,0 +1,22 @@
+#pragma once
+// Statistics of small samples: seeds of one method, paired differences of two.
+#include <span>
+
+namespace kktorch {
+
+/// Arithmetic mean; NaN for no values.
+double mean(std::span<const double> values);
+
+/// Sample standard deviation, n - 1 in the denominator; NaN for fewer than two values.
+double sample_sd(std::span<const double> values);
+
+/// Quantile of Student's t with `degrees` >= 1 degrees of freedom, 0.5 <= probability < 1.
+double student_t_quantile(double probability, int degrees);
+
+/// Mean of a_i - b_i with its 95 % Student-t interval, NaN bounds for fewer than two pairs.
+struct PairedDifference {
+  double mean, low, high;
+};
+PairedDifference paired_difference(std::span<const double> a, std::span<const double> b);
+
+}  // namespace kktorch

@@ -1,0 +1,112 @@
+#include "train/runs/comparison_report.h"
+
+#include <fmt/format.h>
+
+#include <cmath>
+
+#include "train/loop/statistics.h"
+#include "train/loop/table.h"
+
+namespace kktorch {
+namespace {
+
+using nlohmann::json;
+
+// The columns of the table: the epoch at which a run is measured. Labels say which of them saw the
+// test data.
+struct Column {
+  const char *key, *label;
+};
+constexpr Column kColumns[] = {{"final", "final epoch"},
+                               {"best_validation", "best on validation"},
+                               {"best_test", "best on test (optimistic)"}};
+
+std::vector<double> accuracies(const std::vector<json>& runs, const std::string& column) {
+  std::vector<double> values;
+  for (const auto& run : runs)
+    values.push_back(run.at(column).is_null() ? std::nan("")
+                                              : run.at(column).at("test_accuracy").get<double>());
+  return values;
+}
+
+double number(const json& value) { return value.is_number() ? value.get<double>() : std::nan(""); }
+
+std::string percent(const json& statistics) {
+  const double center = number(statistics.at("mean")), spread = number(statistics.at("sd"));
+  if (std::isnan(center)) return "-";
+  return std::isnan(spread) ? fmt::format("{:.2f}", 100 * center)
+                            : fmt::format("{:.2f} ± {:.2f}", 100 * center, 100 * spread);
+}
+
+std::string interval_text(const json& difference) {
+  const auto low = number(difference.at("ci95").at(0)), high = number(difference.at("ci95").at(1));
+  if (std::isnan(low)) return "no interval from one seed";
+  // Few seeds on few test cases can agree by chance; an interval of width zero would claim too
+  // much.
+  if (high - low < 1e-9) return "the same for every seed";
+  return fmt::format("paired 95 % t-interval [{:+.2f}, {:+.2f}]", 100 * low, 100 * high);
+}
+
+std::string difference_text(const json& difference, double one_sample_percent) {
+  const double points = 100 * number(difference.at("mean"));
+  return fmt::format("{} - {}, final epoch: {:+.2f} points = {:+.1f} test cases, {}\n",
+                     difference.at("a").get<std::string>(), difference.at("b").get<std::string>(),
+                     points, points / one_sample_percent, interval_text(difference));
+}
+
+}  // namespace
+
+json summarise(const std::vector<std::string>& attentions, const RunSummaries& runs,
+               const std::string& data) {
+  json methods = json::array(), differences = json::array();
+  for (const auto& attention : attentions) {
+    const auto& own = runs.at(attention);
+    json method = {{"attention", attention}, {"seeds", own.size()}};
+    for (const auto& [key, label] : kColumns) {
+      const auto values = accuracies(own, key);
+      method[key] = {{"mean", mean(values)}, {"sd", sample_sd(values)}};
+    }
+    methods.push_back(method);
+    if (attention == attentions.front()) continue;
+    const auto difference = paired_difference(accuracies(own, "final"),
+                                              accuracies(runs.at(attentions.front()), "final"));
+    differences.push_back({{"a", attention},
+                           {"b", attentions.front()},
+                           {"column", "final"},
+                           {"mean", difference.mean},
+                           {"ci95", {difference.low, difference.high}}});
+  }
+  return {{"data", data},
+          {"one_sample_percent",
+           100 / runs.at(attentions.front()).front().at("test_size").get<double>()},
+          {"methods", methods},
+          {"differences", differences}};
+}
+
+std::string table_text(const json& summary, const RunSummaries& runs) {
+  std::vector<std::string> header = {"attention"};
+  for (const auto& column : kColumns) header.emplace_back(column.label);
+  header.insert(header.end(), {"parameters", "seconds"});
+  Table table(header);
+  for (const auto& method : summary.at("methods")) {
+    const auto attention = method.at("attention").get<std::string>();
+    std::vector<std::string> row = {attention};
+    for (const auto& column : kColumns) row.push_back(percent(method.at(column.key)));
+    double seconds = 0;
+    for (const auto& run : runs.at(attention)) seconds += run.at("seconds").get<double>();
+    row.push_back(runs.at(attention).front().at("parameters").dump());
+    row.push_back(fmt::format("{:.1f}", seconds / static_cast<double>(runs.at(attention).size())));
+    table.add(row);
+  }
+  const auto seeds = runs.begin()->second.size();
+  std::string text =
+      fmt::format("{}: test accuracy in %, {}; one test case = {:.2f} %\n\n{}\n",
+                  summary.at("data").get<std::string>(),
+                  seeds == 1 ? "one seed" : fmt::format("mean ± sd over {} seeds", seeds),
+                  summary.at("one_sample_percent").get<double>(), table.text());
+  for (const auto& difference : summary.at("differences"))
+    text += difference_text(difference, summary.at("one_sample_percent").get<double>());
+  return text;
+}
+
+}  // namespace kktorch

@@ -1,5 +1,4 @@
-// The training loop: seeds, batches, schedule, statistics, files, and that stopping a run changes
-// nothing.
+// The training loop: seeds, batches, schedule, statistics, files; stopping a run changes nothing.
 #include <gtest/gtest.h>
 #include <torch/torch.h>
 
@@ -367,8 +366,7 @@ TEST_F(TrainerTest, StopsAtTheFirstLossThatIsNotFiniteAndKeepsTheCheckpoint) {
   auto model = toy_model("bn");
   const auto good = forward_of(model);
   int64_t calls = 0;
-  // 30 examples: 4 training batches and 2 evaluations an epoch; the 14th call is in the third
-  // epoch.
+  // An epoch takes 4 training batches and 2 evaluations: the 14th call is in the third epoch.
   const auto forward = [&](const at::Tensor& x, const at::Tensor& mask) {
     return good(x, mask) * (++calls < 14 ? 1 : std::nan(""));
   };

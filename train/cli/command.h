@@ -1,6 +1,5 @@
 #pragma once
-// The subcommands of the program. One file each: declares its options, and returns what to do with
-// them.
+// The subcommands of the program, one file each: its options, and what to do with them.
 #include <CLI/CLI.hpp>
 #include <functional>
 

@@ -15,7 +15,8 @@ constexpr auto kFooter = R"(Example:
 then, in Python:
   import torch
   torch.ops.load_library("build/lib/libkktorch.so")
-  logits = torch.jit.load("model.ts")(x, padding_mask)      # x [B, L, C] raw series, padding_mask [B, L] True = padding)";
+  logits = torch.jit.load("model.ts")(x, padding_mask)
+with x [B, L, C] the raw series and padding_mask [B, L] True behind their ends)";
 
 struct Arguments {
   std::filesystem::path run, out;

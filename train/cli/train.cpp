@@ -1,7 +1,7 @@
 // kktorch train: compares attentions on a data set.
 #include <ATen/Parallel.h>
 
-#include <cmath>
+#include <cstdlib>
 #include <memory>
 #include <string>
 #include <vector>
@@ -21,10 +21,16 @@ constexpr auto kFooter = R"(Examples:
   kktorch train --resume
       continues after Ctrl-C, to the same bits on one thread
 
-AdamW, linear warm-up, then cosine decay to zero; the gradient norm is clipped. A part of the training file, stratified
-by class, is held out for validation; the defaults were chosen there. Test data choose nothing: the column "best on
-test" is printed for comparison with published numbers and is optimistic.
-Exit codes: 0 done, 1 error, 2 wrong command line, 3 loss not finite, 130 Ctrl-C, 143 SIGTERM.)";
+Training: AdamW with linear warm-up, then cosine decay to zero; gradients are
+clipped. A part of the training file, stratified by class, is held out for
+validation. Learning rate and weight decay were tried there on JapaneseVowels
+(54 cases, 3 seeds, softmax): 3e-4 and 1e-3, and 5e-4 and 5e-2, differ by less
+than one case; a learning rate of 3e-3 triples the validation loss.
+Test data choose nothing. The column "best on test" takes the epoch from them:
+it is optimistic, and printed for comparison with published numbers only.
+
+Exit codes: 0 done, 1 error, 2 wrong command line, 3 loss not finite,
+130 Ctrl-C, 143 SIGTERM.)";
 
 struct Arguments {
   ComparisonOptions job{.attentions = {"softmax", "bn"}, .base = {}, .folder = {}};
@@ -34,11 +40,11 @@ struct Arguments {
 };
 
 const CLI::Validator kFraction(
-    [](std::string& text) {
-      double value = -1;
-      return CLI::detail::lexical_cast(text, value) && value >= 0 && value < 1
-                 ? std::string()
-                 : "expected 0 <= value < 1, but got " + text;
+    [](const std::string& text) {
+      char* end = nullptr;
+      const double value = std::strtod(text.c_str(), &end);
+      const bool valid = *end == '\0' && value >= 0 && value < 1;
+      return valid ? std::string() : "expected 0 <= value < 1, but got " + text;
     },
     "in [0, 1)");
 

@@ -33,8 +33,7 @@ std::optional<std::pair<std::string, FilePair>> pair_of(const fs::path& train) {
   return std::pair{name, FilePair{train, test}};
 }
 
-/// Adds the pairs in `folder` and, if `deep`, in its direct subfolders. What is in the catalogue
-/// already wins.
+/// Adds the pairs in `folder` and, if `deep`, in its subfolders; what is there already wins.
 void collect(const fs::path& folder, bool deep, Catalogue& catalogue) {
   std::error_code error;
   for (const auto& entry : fs::directory_iterator(folder, error)) {

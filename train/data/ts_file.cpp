@@ -55,8 +55,7 @@ std::vector<std::string> words(std::string_view text) {
   return result;
 }
 
-/// Replaces missing values: linear between the neighbours in time, held at both ends, 0 if all are
-/// missing.
+/// Replaces NaN: linear between the neighbours in time, held at both ends, 0 if there are none.
 void interpolate(std::vector<double>& series) {
   const auto size = series.size();
   std::optional<size_t> known;  // the last index that has a value
@@ -153,10 +152,9 @@ class TsParser {
     if (!header_.class_label) return;
     labels.erase(labels.begin());
     if (labels.empty()) fail_here("expected @classlabel true <label> <label> …, but got no label");
-    for (size_t i = 0; i < labels.size(); ++i)
-      if (std::find(labels.begin(), labels.begin() + static_cast<std::ptrdiff_t>(i), labels[i]) !=
-          labels.begin() + static_cast<std::ptrdiff_t>(i))
-        fail_here("expected distinct class labels, but got '{}' twice", labels[i]);
+    for (const auto& label : labels)
+      if (std::count(labels.begin(), labels.end(), label) > 1)
+        fail_here("expected distinct class labels, but got '{}' twice", label);
     header_.class_labels = std::move(labels);
   }
 
@@ -185,8 +183,8 @@ class TsParser {
     const auto digits = text.starts_with('+') && !text.starts_with("+-") ? text.substr(1) : text;
     double value = 0;
     auto [end, error] = std::from_chars(digits.data(), digits.data() + digits.size(), value);
-    if (error ==
-        std::errc::result_out_of_range) {  // strtod tells underflow, which is 0, from overflow
+    if (error == std::errc::result_out_of_range) {
+      // strtod tells underflow, which is 0, from overflow.
       value = std::strtod(std::string(digits).c_str(), nullptr);
       error = {};
     }

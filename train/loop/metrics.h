@@ -10,12 +10,10 @@ class MetricsSink {
  public:
   explicit MetricsSink(std::filesystem::path folder) : folder_(std::move(folder)) {}
 
-  /// @param row  a flat object of numbers with the same keys every time; NaN becomes null, in the
-  /// CSV nothing.
+  /// @param row  a flat object of numbers, always the same keys. NaN: null, in the CSV nothing.
   void append(const nlohmann::ordered_json& row);
 
-  /// Drops the rows whose "epoch" exceeds `epoch`, and a last line that an interruption left
-  /// half-written.
+  /// Drops the rows whose "epoch" exceeds `epoch`, and a last line that is only half written.
   void keep_until(int64_t epoch);
 
  private:

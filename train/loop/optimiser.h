@@ -1,6 +1,5 @@
 #pragma once
-// AdamW (Loshchilov & Hutter 2019) with linear warm-up, cosine decay to zero, and clipping of the
-// gradient norm.
+// AdamW (Loshchilov & Hutter 2019) with linear warm-up, cosine decay, and gradient clipping.
 #include <torch/nn/module.h>
 #include <torch/optim/adamw.h>
 
@@ -39,8 +38,7 @@ class Optimiser {
     return scheduled_learning_rate(options_, step, total_steps_);
   }
 
-  /// "exp_avg/<parameter>", "exp_avg_sq/<parameter>", "step/<parameter>"; empty before the first
-  /// update.
+  /// "exp_avg/<parameter>", "exp_avg_sq/…", "step/…"; empty before the first update.
   TensorMap state() const;
 
   /// Takes over what state() returned. @throws UserError if it belongs to other parameters.

@@ -1,6 +1,5 @@
 #pragma once
-// What a user watches while a run trains: one line that redraws itself on a terminal, plain lines
-// elsewhere.
+// What a user watches while a run trains: a live line on a terminal, plain lines elsewhere.
 #include <chrono>
 #include <cstdint>
 #include <string>
@@ -19,11 +18,10 @@ class Progress {
   Progress(const Progress&) = delete;
   Progress& operator=(const Progress&) = delete;
 
-  /// After `done` steps. On a terminal redraws at most ten times a second; elsewhere prints
-  /// nothing.
+  /// After `done` steps: redraws the live line at most ten times a second.
   void update(int64_t done);
 
-  /// Text beside the bar; elsewhere a line of its own each time another tenth of the run is done.
+  /// Text beside the bar; elsewhere a line for each tenth of the run.
   void note(int64_t done, const std::string& text);
 
  private:

@@ -26,8 +26,7 @@ bool is_better(const Score& candidate, const Score& best) {
          (candidate.accuracy == best.accuracy && candidate.loss < best.loss);
 }
 
-// The numbers of a run by name, one list for saving and restoring: visit(name, reference to the
-// number).
+// The numbers of a run by name, one list for saving and restoring: visit(name, number&).
 template <typename Record, typename Visit>
 void visit_record(const std::string& prefix, Record& record, const Visit& visit) {
   visit(prefix + "epoch", record.epoch);

@@ -1,6 +1,5 @@
 #pragma once
-// Training of a classifier: minimises the mean cross-entropy over shuffled batches, measures every
-// epoch.
+// Training of a classifier: the mean cross-entropy over shuffled batches, measured every epoch.
 //
 // Deterministic: batches, dropout and the schedule are functions of the seed and the step, so that
 // on one thread a run that was stopped and resumed ends in the same bits as one that was not.
@@ -37,8 +36,7 @@ struct Score {
   double loss, accuracy;
 };
 
-/// One epoch as the metrics files have it. Epochs count from 1; seconds are those of the training
-/// batches.
+/// One epoch as the metrics files have it, counted from 1; seconds of the training batches alone.
 struct EpochRecord {
   int64_t epoch = 0, step = 0;
   double learning_rate = 0;
@@ -53,8 +51,7 @@ struct TrainerState {
   double loss_sum = 0, correct = 0, seen = 0;  ///< of the current epoch
   double epoch_seconds = 0, seconds = 0;       ///< of the current epoch; of the whole run
   EpochRecord last;                            ///< epoch 0: none
-  EpochRecord best_validation;  ///< highest validation accuracy, ties: lowest validation loss, then
-                                ///< earliest
+  EpochRecord best_validation;  ///< highest validation accuracy; ties: lowest loss, then earliest
   EpochRecord best_test;  ///< likewise on the test data: optimistic, for comparison with published
                           ///< numbers only
 };

@@ -1,7 +1,6 @@
 #pragma once
 // The same model with different attentions, trained with several seeds: the job of `kktorch train`.
-// Its folder holds config.json, one run folder <attention>-seed<k> per run (run.h), and in the end
-// summary.json, table.txt.
+// Its folder: config.json, <attention>-seed<k> per run (run.h), in the end summary.json, table.txt.
 #include <filesystem>
 #include <string>
 #include <vector>

@@ -12,8 +12,7 @@ namespace {
 
 using nlohmann::json;
 
-// The columns of the table: the epoch at which a run is measured. Labels say which of them saw the
-// test data.
+// The columns of the table: the epoch at which a run is measured, and whether test data chose it.
 struct Column {
   const char *key, *label;
 };
@@ -41,8 +40,7 @@ std::string percent(const json& statistics) {
 std::string interval_text(const json& difference) {
   const auto low = number(difference.at("ci95").at(0)), high = number(difference.at("ci95").at(1));
   if (std::isnan(low)) return "no interval from one seed";
-  // Few seeds on few test cases can agree by chance; an interval of width zero would claim too
-  // much.
+  // Few seeds on few test cases agree by chance: an interval of width zero would claim too much.
   if (high - low < 1e-9) return "the same for every seed";
   return fmt::format("paired 95 % t-interval [{:+.2f}, {:+.2f}]", 100 * low, 100 * high);
 }

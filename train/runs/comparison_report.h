@@ -7,8 +7,7 @@
 
 namespace kktorch {
 
-/// attention → summary.json of its runs, in the order of the seeds, equally many for every
-/// attention.
+/// attention → summary.json of each seed, the same seeds for every attention.
 using RunSummaries = std::map<std::string, std::vector<nlohmann::json>>;
 
 /// {"data", "one_sample_percent", "methods": [mean and sd of the test accuracy at the final,

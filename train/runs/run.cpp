@@ -142,6 +142,9 @@ RunConfig complete_config(RunConfig config, const Dataset& dataset) {
   const auto held_out =
       stratified_split(dataset.train.labels, config.training.validation, config.training.seed)
           .held_out;
+  if (held_out.size(0) == all)
+    fail("train: expected a validation fraction that leaves cases to fit, but got {} of {} cases",
+         config.training.validation, all);
   config.data = {.name = dataset.name,
                  .train_file = dataset.train_file.string(),
                  .test_file = dataset.test_file.string(),

@@ -34,8 +34,7 @@ struct RunConfig {
   TrainingConfig training;
 };
 
-/// {"kktorch": version, "model": {"type": "TimeSeriesClassifier", options…}, "data": {…},
-/// "training": {…}}
+/// {"kktorch": version, "model": {"type", options…}, "data": {…}, "training": {…}}
 nlohmann::json to_json(const RunConfig& config);
 
 /// @throws UserError if `file` does not hold what to_json writes.

@@ -140,7 +140,7 @@ struct HeadSlice {
 /// costs far more than a copy no more than that, so that operands and their gradients exist for a
 /// few heads only.
 int64_t heads_at_a_time(const AttentionProblem& p) {
-  constexpr int64_t kLong = 2048;
+  constexpr int64_t kLong = 8192;
   if (!p.query.is_cpu() || std::min(p.M(), p.N()) < kLong) return p.Hk();
   const int64_t tasks_per_head = p.B() * (p.H() / p.Hk());
   return std::min(p.Hk(), (at::get_num_threads() + tasks_per_head - 1) / tasks_per_head);

@@ -176,3 +176,20 @@ def test_results_do_not_depend_on_the_number_of_threads(dtype, mode):
         results.append(evaluate(op, tensors, options))
     assert_identical(results[1], results[0])
     assert_identical(results[2], results[0])
+
+
+def test_long_problems_are_solved_in_slices_of_heads():
+    """Few threads take few heads of a long problem at a time in backward: the same result."""
+    generator = torch.Generator().manual_seed(0)
+    q, k, v, grad_out = (
+        torch.randn(2, heads, 8200, 2, generator=generator) for heads in (4, 2, 2, 4)
+    )
+    beta = torch.rand(4, generator=generator)
+    inputs = [tensor.requires_grad_() for tensor in (q, k, v, beta)]
+    gradients = {}
+    for threads in (1, 16):  # one key head at a time, and both
+        torch.set_num_threads(threads)
+        out = op(*inputs, enable_gqa=True)
+        gradients[threads] = torch.autograd.grad(out, inputs, grad_out)
+    for sliced, whole in zip(gradients[1], gradients[16], strict=True):
+        assert torch.equal(sliced, whole)

@@ -5,6 +5,8 @@
 
 #include <memory>
 #include <string>
+#include <type_traits>
+#include <utility>
 
 namespace kktorch::detail {
 namespace {
@@ -19,6 +21,16 @@ struct RefusedNode : torch::autograd::Node {
 
   std::string message_;
 };
+
+/// LibTorch held nodes by std::shared_ptr in 2.11 and holds them by c10::intrusive_ptr in 2.15.
+template <typename N, typename... Args>
+auto make_node(Args&&... args) {
+  using Pointer = decltype(torch::autograd::Edge::function);
+  if constexpr (std::is_same_v<Pointer, std::shared_ptr<torch::autograd::Node>>)
+    return std::make_shared<N>(std::forward<Args>(args)...);
+  else
+    return c10::make_intrusive<N>(std::forward<Args>(args)...);
+}
 
 /// "<op>: <what> is not supported", and the op that supports it, if there is one.
 std::string refusal(const std::string& op, const std::string& what) {
@@ -54,8 +66,8 @@ void refuse_double_backward(const c10::OperatorHandle& op, c10::DispatchKeySet k
     op.redispatchBoxed(keys & c10::after_autograd_keyset, stack);
   }
   if (!record) return;
-  const auto node = std::make_shared<RefusedNode>(refusal(differentiated_op(op), "double backward"),
-                                                  torch::autograd::collect_next_edges(inputs));
+  const auto node = make_node<RefusedNode>(refusal(differentiated_op(op), "double backward"),
+                                           torch::autograd::collect_next_edges(inputs));
   for (const auto& value : torch::jit::last(*stack, op.schema().returns().size()))
     torch::autograd::set_history(value.toTensor(), node);
 }

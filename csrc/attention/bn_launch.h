@@ -13,10 +13,9 @@ struct BnShape {
 };
 
 /// One thread block: `channels` threads side by side (coalesced) times `lanes` rows at a time, on
-/// blocks of `rows` rows.
+/// blocks of kBnRows rows.
 struct BnLaunch {
   int channels, lanes;
-  int64_t rows;
 };
 
 constexpr int kBnThreads = 256;
@@ -28,7 +27,7 @@ constexpr int64_t kBnRows =
 inline BnLaunch bn_launch(int64_t D) {
   int channels = 1;
   while (channels < D && channels < 64) channels *= 2;
-  return {channels, kBnThreads / channels, kBnRows};
+  return {channels, kBnThreads / channels};
 }
 
 KKTORCH_HD int64_t bn_blocks(int64_t rows) { return (rows + kBnRows - 1) / kBnRows; }

@@ -5,9 +5,21 @@ written by either side loads in the other (``strict=True``). All of them work un
 ``torch.jit.script``, ``torch.compile`` and ``torch.export``.
 """
 
+from kktorch.nn._attention_parameters import default_scales
 from kktorch.nn.attention_bnsh import AttentionBNSH
-from kktorch.nn.encoder_layer import EncoderLayer
+from kktorch.nn.encoder_layer import EncoderLayer, decode_layers
+from kktorch.nn.kv_cache import KVCache
 from kktorch.nn.time_series_classifier import TimeSeriesClassifier
+from kktorch.nn.token_conv import TokenConv
 from kktorch.nn.token_norm import TokenNorm
 
-__all__ = ["AttentionBNSH", "EncoderLayer", "TimeSeriesClassifier", "TokenNorm"]
+__all__ = [
+    "AttentionBNSH",
+    "EncoderLayer",
+    "KVCache",
+    "TimeSeriesClassifier",
+    "TokenConv",
+    "TokenNorm",
+    "decode_layers",
+    "default_scales",
+]

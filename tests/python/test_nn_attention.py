@@ -34,11 +34,9 @@ def randomised(module: nn.Module) -> nn.Module:
 
 
 def attention(variant: str, **options) -> AttentionBNSH:
-    return randomised(
-        AttentionBNSH(
-            WIDTH, HEADS, **{"variant": variant, "batch_first": True, "beta_init": 0.7, **options}
-        )
-    )
+    # eps: with one or two keys in the statistics of linear attention, exp(q / sqrt(1e-5)) is 0.
+    defaults = {"variant": variant, "batch_first": True, "beta_init": 0.7, "eps": 0.1}
+    return randomised(AttentionBNSH(WIDTH, HEADS, **{**defaults, **options}))
 
 
 def tokens(*shape: int) -> torch.Tensor:

@@ -84,6 +84,8 @@ Module convert_layers(const torch::nn::ModuleListImpl& layers, const UnitPtr& un
   return script;
 }
 
+}  // namespace
+
 Module convert(const TimeSeriesClassifierImpl& model, const UnitPtr& unit) {
   const auto& o = model.options;
   auto script = shell("TimeSeriesClassifier", model, unit);
@@ -97,7 +99,6 @@ Module convert(const TimeSeriesClassifierImpl& model, const UnitPtr& unit) {
   return script;
 }
 
-}  // namespace
 }  // namespace detail
 
 torch::jit::Module to_torchscript(const AttentionBNSHImpl& module) {

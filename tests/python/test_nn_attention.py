@@ -552,6 +552,7 @@ def test_script(variant, options):
 @each_variant
 def test_compile(variant, options):
     """One graph, in training, outputs and gradients."""
+    torch.compiler.reset()  # every variant is a recompilation of the one forward
     layer = attention(variant, beta_mode="per_head", **options).train()
     expected = copy.deepcopy(layer)
     compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)

@@ -74,6 +74,7 @@ def attention_sh(
     scale = width**-0.5 if scale is None else scale
     padding = _padding(key_padding_mask, batch, length)
     bias = reference._additive(attn_mask, query.dtype).expand(batch, heads, queries, length)
+    forbidden = (bias == -torch.inf).tolist()
     beta = torch.tensor(beta_value) if beta is None else beta
     beta = beta.to(query.dtype).reshape(-1).expand(heads)
 
@@ -93,7 +94,7 @@ def attention_sh(
         seen = [
             w
             for w, tokens in enumerate(samples)
-            if tokens and all(bias[b, h, i, j] != -torch.inf for j in tokens)
+            if tokens and not any(forbidden[b][h][i][j] for j in tokens)
         ]
         if not seen:
             rows.append(value.new_zeros(value.shape[3]))

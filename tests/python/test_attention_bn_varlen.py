@@ -208,8 +208,8 @@ BAD = [
     {"cu_seqlens_q": torch.tensor([[0, 10]], dtype=torch.int32)},
     {"cu_seqlens_k": torch.tensor([0, 15], dtype=torch.int32)},
     {"cu_seqlens_k": torch.zeros(7)},
-    {"cu_seqlens_k": torch.zeros(0, dtype=torch.int32), "cu_seqlens_q": torch.zeros(0, dtype=torch.int32)},
-]  # fmt: skip
+    dict.fromkeys(("cu_seqlens_q", "cu_seqlens_k"), torch.zeros(0, dtype=torch.int32)),
+]
 
 # what only the numbers show
 BAD_NUMBERS = [

@@ -12,7 +12,6 @@ from attention_bn_cases import (
     assert_close,
     assert_identical,
     error,
-    evaluate,
 )
 from attention_sh_cases import DEFAULT, MASKS, NORMS, WINDOWS, op, problem, ref
 
@@ -28,7 +27,7 @@ GRID = [
     pytest.param(*case, next(_betas), id=f"{'x'.join(map(str, shape))}-{mask}-{windows}-{norm}")
     for case in product(SHAPES, MASKS, WINDOWS, NORMS)
     for shape, mask, windows, norm in [case]
-    # windows that the sequence has: no more special tokens than tokens, a window that is not dropped
+    # no more special tokens than tokens, and a window that is not dropped
     if shape.N >= (4 if "special" in windows or "drop" in windows else 1)
 ]
 
@@ -152,7 +151,7 @@ def test_repeated_tokens_are_pooled_back(scale, norm):
 @pytest.mark.parametrize("is_padded", [False, True])
 @pytest.mark.parametrize("special", [0, 2])
 def test_counted_constant_windows_are_attention_over_tokens(special, is_padded, norm):
-    """Windows of 3 and a tail, keys and values equal inside each: with the counts, nothing is lost."""
+    """Windows of 3 and a tail, tokens equal inside each: with the counts, nothing is lost."""
     mask = "padding" if is_padded else "none"
     shape = DEFAULT._replace(N=special + 11)
     (q, k, v), options = problem(shape, mask=mask, norm=norm)

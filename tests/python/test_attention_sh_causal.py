@@ -36,7 +36,7 @@ def test_rows_are_those_of_the_definition(mask, windows, norm):
 @pytest.mark.parametrize("offset", [0, 1, 6, 9, 30])
 @pytest.mark.parametrize("windows", ["3", "3,2-special", "3,2-counted"])
 def test_an_offset_moves_the_queries(windows, offset, norm):
-    """From before the first window ends to beyond the last key, whose short window then is pooled."""
+    """From the first window to beyond the last key, whose short window is pooled then."""
     shape = SQUARE._replace(M=4)
     tensors, options = problem(shape, "prefix", "padding", windows, norm, query_offset=offset)
     expected = sh_reference.attention_sh(*tensors, **options)

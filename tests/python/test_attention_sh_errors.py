@@ -15,8 +15,8 @@ def zeros(*shape, dtype=torch.float64, **kwargs):
 
 DTYPES = "expected query, key, value of one dtype in {float16, bfloat16, float32, float64}, but got"
 HEADS = (
-    "expected {} query heads to equal 2 key heads (pass enable_gqa=True if a multiple is intended), "
-    "but got"
+    "expected {} query heads to equal 2 key heads (pass enable_gqa=True if a multiple is "
+    "intended), but got"
 )
 
 # The good call: B = 2, H = Hk = 2, M = 5, N = 7, D = 4, Dv = 3, bn. Each case replaces some

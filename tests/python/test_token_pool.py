@@ -310,24 +310,40 @@ def test_torchscript():
 # Errors: input [3, 2, 11, 3], window 3; each case replaces some arguments
 
 ERRORS = [
-    ({"input": torch.zeros(11, 3)}, RuntimeError, "expected input of shape [B, N, C] or [B, H, N, C], but got [11, 3]"),
-    ({"input": torch.zeros(3, 2, 11, 3, dtype=torch.int64)}, RuntimeError, "expected input of a dtype in {float16, bfloat16, float32, float64}, but got Long"),
-    ({"window": 0}, ValueError, "expected window >= 1, but got 0"),
-    ({"window": -3}, ValueError, "expected window >= 1, but got -3"),
+    (
+        {"input": torch.zeros(11, 3)},
+        RuntimeError,
+        "expected input of shape [B, N, C] or [B, H, N, C], but got [11, 3]",
+    ),
+    (
+        {"input": torch.zeros(3, 2, 11, 3, dtype=torch.int64)},
+        RuntimeError,
+        "expected input of a dtype in {float16, bfloat16, float32, float64}, but got Long",
+    ),
+    *(
+        ({"window": window}, ValueError, f"expected window >= 1, but got {window}")
+        for window in (0, -3)
+    ),
     ({"mode": "sum"}, ValueError, "expected mode 'avg' or 'max', but got 'sum'"),
     ({"tail": "round"}, ValueError, "expected tail 'ceil' or 'drop', but got 'round'"),
-    ({"num_special": -1}, ValueError, "expected 0 <= num_special <= 11, but got -1"),
-    ({"num_special": 12}, ValueError, "expected 0 <= num_special <= 11, but got 12"),
+    *(
+        ({"num_special": n}, ValueError, f"expected 0 <= num_special <= 11, but got {n}")
+        for n in (-1, 12)
+    ),
     ({"window": 12, "tail": "drop"}, ValueError, "expected "),
     *(
-        ({"key_padding_mask": mask}, RuntimeError, f"expected key_padding_mask bool [3,11], True = ignore, but got {got}")
+        (
+            {"key_padding_mask": mask},
+            RuntimeError,
+            f"expected key_padding_mask bool [3,11], True = ignore, but got {got}",
+        )
         for mask, got in (
             (torch.zeros(3, 11), "Float [3, 11]"),
             (torch.zeros(3, 10, dtype=torch.bool), "Bool [3, 10]"),
             (torch.zeros(11, dtype=torch.bool), "Bool [11]"),
         )
     ),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("device", ["cpu", "meta"])

@@ -257,13 +257,13 @@ TimeSeriesClassifier toy_model(const std::string& attention) {
   return TimeSeriesClassifier(TimeSeriesClassifierOptions{.channels = 2,
                                                           .classes = 3,
                                                           .max_length = 6,
-                                                          .width = 8,
-                                                          .heads = 2,
-                                                          .ffn = 16,
-                                                          .layers = 1,
-                                                          .dropout = 0.2,
-                                                          .attention = attention,
-                                                          .beta_mode = "per_head"});
+                                                          .encoder = {.width = 8,
+                                                                      .heads = 2,
+                                                                      .ffn = 16,
+                                                                      .layers = 1,
+                                                                      .dropout = 0.2,
+                                                                      .attention = attention,
+                                                                      .beta_mode = "per_head"}});
 }
 
 constexpr TrainerOptions kToyOptions{

@@ -87,26 +87,26 @@ void add_training_options(CLI::App& app, TrainingConfig& training) {
 }
 
 void add_model_options(CLI::App& app, Arguments& args) {
-  auto& model = args.job.base.model;
+  auto& encoder = args.job.base.model.encoder;
   const auto group = "Model";
   const auto add = [&](const char* name, auto& value, const char* text,
                        const CLI::Validator& valid) {
     app.add_option(name, value, text)->check(valid)->capture_default_str()->group(group);
   };
-  add("--width", model.width, "width of the encoder", CLI::PositiveNumber);
-  add("--heads", model.heads, "attention heads", CLI::PositiveNumber);
-  add("--ffn", model.ffn, "width of the feed-forward layers", CLI::PositiveNumber);
-  add("--layers", model.layers, "encoder layers", CLI::PositiveNumber);
-  add("--dropout", model.dropout, "dropout of the activations", kFraction);
-  add("--attention-dropout", model.attention_dropout,
+  add("--width", encoder.width, "width of the encoder", CLI::PositiveNumber);
+  add("--heads", encoder.heads, "attention heads", CLI::PositiveNumber);
+  add("--ffn", encoder.ffn, "width of the feed-forward layers", CLI::PositiveNumber);
+  add("--layers", encoder.layers, "encoder layers", CLI::PositiveNumber);
+  add("--dropout", encoder.dropout, "dropout of the activations", kFraction);
+  add("--attention-dropout", encoder.attention_dropout,
       "dropout of the attention probabilities (slow path)", kFraction);
-  add("--norm", model.norm, "normalisation of the encoder layers",
+  add("--norm", encoder.norm, "normalisation of the encoder layers",
       CLI::IsMember({"batch", "batch_masked", "layer"}));
-  add("--activation", model.activation, "activation", CLI::IsMember({"gelu", "relu"}));
-  add("--beta-mode", model.beta_mode, "bn: re-centring strength",
+  add("--activation", encoder.activation, "activation", CLI::IsMember({"gelu", "relu"}));
+  add("--beta-mode", encoder.beta_mode, "bn: re-centring strength",
       CLI::IsMember({"fixed", "scalar", "per_head"}));
-  add("--beta", model.beta_init, "bn: (initial) value of the re-centring strength", CLI::Number);
-  add("--eps", model.eps, "bn: variance floor", CLI::NonNegativeNumber);
+  add("--beta", encoder.beta_init, "bn: (initial) value of the re-centring strength", CLI::Number);
+  add("--eps", encoder.eps, "bn: variance floor", CLI::NonNegativeNumber);
   app.add_flag("--no-std", args.no_std, "bn: do not divide by the standard deviation")
       ->group(group);
   app.add_flag("--no-ragged-masks", args.no_ragged_masks, "let attention see the padded steps")
@@ -117,7 +117,7 @@ int run(Arguments args) {
   if (args.threads > 0) at::set_num_threads(args.threads);
   const auto dataset = load_dataset(args.data, args.data_dir);
   auto& job = args.job;
-  job.base.model.use_std = !args.no_std;
+  job.base.model.encoder.use_std = !args.no_std;
   job.base.model.ragged_masks = !args.no_ragged_masks;
   if (job.folder.empty()) job.folder = std::filesystem::path("runs") / dataset.name;
   job.existing = args.resume      ? ExistingRun::kResume

@@ -21,7 +21,7 @@ std::string run_name(const std::string& attention, int64_t seed) {
 
 RunConfig config_of(const ComparisonOptions& options, const std::string& attention, int64_t seed) {
   auto config = options.base;
-  config.model.attention = attention;
+  config.model.encoder.attention = attention;
   config.training.seed = static_cast<uint64_t>(seed);
   return config;
 }
@@ -30,7 +30,7 @@ RunConfig config_of(const ComparisonOptions& options, const std::string& attenti
 json comparison_config(const ComparisonOptions& options, const Dataset& dataset) {
   auto config =
       to_json(complete_config(config_of(options, options.attentions.front(), 1), dataset));
-  config.at("model").erase("attention");
+  config.at("model").at("encoder").erase("attention");
   config.at("training").erase("seed");
   config["attentions"] = options.attentions;
   config["seeds"] = options.seeds;

@@ -96,7 +96,7 @@ json run_summary(const RunConfig& config, TimeSeriesClassifier model, const Exam
   int64_t parameters = 0;
   for (const auto& parameter : model->parameters()) parameters += parameter.numel();
   const auto predicted = evaluate_logits(*model, forward_of(model), test).argmax(1);
-  return {{"attention", config.model.attention},
+  return {{"attention", config.model.encoder.attention},
           {"seed", config.training.seed},
           {"parameters", parameters},
           {"seconds", state.seconds},

@@ -34,7 +34,7 @@ struct RunConfig {
   TrainingConfig training;
 };
 
-/// {"kktorch": version, "model": {"type", options…}, "data": {…}, "training": {…}}
+/// {"kktorch": version, "model": {"type", options…, "encoder": {…}}, "data": {…}, "training": {…}}
 nlohmann::json to_json(const RunConfig& config);
 
 /// @throws UserError if `file` does not hold what to_json writes.
@@ -51,9 +51,10 @@ NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(DataConfig, name, train_file, test_file, trai
                                    validation_size, test_size, class_labels, channels, max_length)
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(TrainingConfig, epochs, batch_size, learning_rate, weight_decay,
                                    clip, warmup, validation, seed)
+NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(EncoderOptions, width, heads, ffn, layers, dropout,
+                                   attention_dropout, norm, norm_first, activation, attention,
+                                   beta_mode, beta_init, use_std, eps)
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(TimeSeriesClassifierOptions, channels, classes, max_length,
-                                   width, heads, ffn, layers, dropout, attention_dropout, norm,
-                                   activation, attention, beta_mode, beta_init, use_std, eps,
-                                   ragged_masks)
+                                   encoder, ragged_masks)
 
 }  // namespace kktorch

@@ -75,7 +75,7 @@ def attention_sh(
     padding = _padding(key_padding_mask, batch, length)
     bias = reference._additive(attn_mask, query.dtype).expand(batch, heads, queries, length)
     forbidden = (bias == -torch.inf).tolist()
-    beta = torch.tensor(beta_value) if beta is None else beta
+    beta = torch.tensor(beta_value, dtype=query.dtype) if beta is None else beta
     beta = beta.to(query.dtype).reshape(-1).expand(heads)
 
     rows = []

@@ -21,8 +21,8 @@ sdpa = torch.nn.functional.scaled_dot_product_attention
 
 SHAPES = [Shape(1, 2, 2, 1, 1, 1, 1), Shape(2, 2, 2, 3, 4, 8, 3), DEFAULT]
 
-# Every case of the grid takes the next strength and kind of beta; 16 and the grid are not in step.
-_betas = cycle(product(BETA_KINDS, (0.0, 0.3, 1.0, -0.5)))
+# Every case of the grid takes the next strength and kind of beta; 17 and the grid are not in step.
+_betas = cycle([*product(BETA_KINDS, (0.0, 0.3, 1.0, -0.5)), ("[H]", 0.7)])
 GRID = [
     pytest.param(*case, next(_betas), id=f"{'x'.join(map(str, shape))}-{mask}-{windows}-{norm}")
     for case in product(SHAPES, MASKS, WINDOWS, NORMS)

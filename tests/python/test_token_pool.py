@@ -136,7 +136,9 @@ def test_sums_are_rounded_once(dtype, window):
     actual = evaluate(op, x, window, grad_out=grad_out)
     exact = evaluate(sh_reference.token_pool, x.double(), window, grad_out=grad_out.double())
     assert actual["out"].dtype == actual["grad"].dtype == dtype
-    assert_close(actual, exact, 4 * torch.finfo(dtype).eps)
+    # halves are summed in float32; the other types round every addition
+    roundings = 4 if dtype in HALVES else 4 + window
+    assert_close(actual, exact, roundings * torch.finfo(dtype).eps)
 
 
 @pytest.mark.parametrize("dtype", HALVES)
@@ -310,15 +312,18 @@ def test_torchscript():
 # Errors: input [3, 2, 11, 3], window 3; each case replaces some arguments
 
 ERRORS = [
-    (
-        {"input": torch.zeros(11, 3)},
-        RuntimeError,
-        "expected input of shape [B, N, C] or [B, H, N, C], but got [11, 3]",
-    ),
-    (
-        {"input": torch.zeros(3, 2, 11, 3, dtype=torch.int64)},
-        RuntimeError,
-        "expected input of a dtype in {float16, bfloat16, float32, float64}, but got Long",
+    *(
+        (
+            {"input": torch.zeros(size, dtype=dtype)},
+            RuntimeError,
+            "expected input of shape [B, N, C] or [B, H, N, C] and a dtype in {float16, bfloat16, "
+            f"float32, float64}, but got {got}",
+        )
+        for size, dtype, got in (
+            ((11, 3), torch.float32, "Float [11, 3]"),
+            ((3, 2, 11, 3, 1), torch.float32, "Float [3, 2, 11, 3, 1]"),
+            ((3, 2, 11, 3), torch.int64, "Long [3, 2, 11, 3]"),
+        )
     ),
     *(
         ({"window": window}, ValueError, f"expected window >= 1, but got {window}")

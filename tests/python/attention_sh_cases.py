@@ -8,7 +8,10 @@ op = torch.ops.kktorch.attention_sh
 ref = torch.ops.kktorch.attention_sh_ref
 
 DEFAULT = Shape(B=2, H=4, Hk=2, M=5, N=11, D=3, Dv=2)
-MODES = ("global", "prefix")  # of attention_bn_cases: not causal, causal
+# several windows of every scale and a short tail; causal attention has a kernel for M = N
+SQUARE = DEFAULT._replace(M=11)
+# modes of attention_bn_cases, not causal and causal, and the shape that exercises each
+MODES = {"global": DEFAULT, "prefix": SQUARE}
 MASKS = ("none", "padding", "bool[M,N]", "bool[B,H,M,N]")
 
 # for two key heads; in DEFAULT a window may be short, padded to the end, or longer than the keys
@@ -31,7 +34,7 @@ NORMS = {
 
 
 def problem(
-    shape=DEFAULT,
+    shape=None,
     mode="global",
     mask="none",
     windows="2,1",
@@ -45,7 +48,7 @@ def problem(
     Without normalisation there is no beta, which the op would ignore.
     """
     (q, k, v), options = attention_bn_cases.problem(
-        shape, mode, mask, beta, seed, **(WINDOWS[windows] | NORMS[norm] | options)
+        shape or MODES[mode], mode, mask, beta, seed, **(WINDOWS[windows] | NORMS[norm] | options)
     )
     if norm == "plain":
         options.pop("beta", None)

@@ -218,24 +218,40 @@ def test_beams_are_reordered_by_index_select():
     assert_close(out, expected, 1e-10)
 
 
+def strided(t):
+    """[B, Hk, ...] as every other sample of a larger buffer, heads before the channels."""
+    buffer = t.new_full((2 * t.shape[0], *t.movedim(1, -2).shape[1:]), 7)
+    return buffer[::2].movedim(-2, 1)
+
+
 def test_strided_caches_are_written_in_place():
-    """A slice of a larger buffer, tokens before heads, and every other sample."""
     tensors, causal, options = sequences()
     plain = Cache.empty()
-
-    def view(t):
-        buffer = torch.full((2 * t.shape[0], *t.movedim(1, -1).shape[1:]), 7.0).to(t.dtype)
-        return buffer[::2].movedim(-1, 1)
-
-    cache = Cache(view(plain.key), view(plain.value), plain.length, *map(view, plain[3:]))
-    cache.mean.zero_(), cache.m2.zero_()
-    assert not cache.key.is_contiguous() and not cache.mean.is_contiguous()
-    strided = [t.transpose(1, 2).contiguous().transpose(1, 2) for t in tensors]
-    out = decode(strided, cache, chunks_of(3), options)
+    cache = Cache(strided(plain.key), strided(plain.value), plain.length, plain.mean, plain.m2)
+    assert not cache.key.is_contiguous() and not cache.value.is_contiguous()
+    heads_last = [t.transpose(1, 2).contiguous().transpose(1, 2) for t in tensors]
+    out = decode(heads_last, cache, chunks_of(3), options)
     assert_close(out, reference.attention_bn(*tensors, **causal), 1e-10)
-    assert_identical(cache.key, tensors[1])
-    assert_identical(cache.value, tensors[2])
-    assert (cache.key.transpose(0, 1)._base[1::2] == 7).all()
+    assert_identical([cache.key, cache.value], list(tensors[1:]))
+    assert (cache.key._base[1::2] == 7).all() and (cache.value._base[1::2] == 7).all()
+
+
+@pytest.mark.parametrize("name", ["key_cache", "value_cache", "length", "mean", "m2"])
+def test_a_strided_state_is_right_or_refused(name):
+    """A tensor that is written cannot be copied: what a layout does not allow has its message."""
+    (q, k, v), causal, options = sequences()
+    cache = dict(zip(NAMES[3:], Cache.empty(), strict=True))
+    cache[name] = cache[name].repeat_interleave(2, -1)[..., ::2]
+    try:
+        out = op(q, k, v, **cache, **options)
+    except RuntimeError as refusal:
+        assert str(refusal).startswith("attention_bn_decode: expected ")
+        assert "but got strides" in str(refusal)
+        assert not cache["length"].any() and cache["key_cache"].isnan().all()
+    else:
+        assert_close(out, reference.attention_bn(q, k, v, **causal), 1e-10)
+        assert cache["length"].tolist() == [11] * 3
+        assert_identical(cache["key_cache"], k)
 
 
 def test_inputs_are_left_alone_and_not_returned():

@@ -13,7 +13,7 @@ from attention_bn_cases import (
     assert_identical,
     error,
 )
-from attention_sh_cases import DEFAULT, MASKS, NORMS, WINDOWS, op, problem, ref
+from attention_sh_cases import DEFAULT, MASKS, MODES, NORMS, WINDOWS, op, problem, ref
 
 attention_bn = torch.ops.kktorch.attention_bn
 token_pool = torch.ops.kktorch.token_pool
@@ -41,7 +41,7 @@ def test_value_is_the_definition(shape, mask, windows, norm, beta):
         assert_close(ref(*tensors, **options, literal=literal), expected, 1e-10)
 
 
-@pytest.mark.parametrize("mode", ["global", "prefix"])
+@pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("mask", MASKS)
 def test_the_loop_over_windows_of_one_token_is_the_loop_over_tokens(mask, mode):
     """The two references of these tests agree where their subjects do."""
@@ -62,22 +62,20 @@ def test_scale_and_eps(scale):
 @pytest.mark.parametrize(
     "scales", [[2, 1, 2, 1], [3, 1, 2, 3], [1, 1, 2, 2], [1, 2, 3, 50]], ids=str
 )
-@pytest.mark.parametrize("mode", ["global", "prefix"])
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mask", ["padding", "bool[B,H,M,N]"])
 @pytest.mark.parametrize("heads", [4, 8])
-def test_heads_keep_their_order(heads, mode, scales):
+def test_heads_keep_their_order(heads, mask, mode, scales):
     """Scales need not be sorted or grouped: every head is the op on that head alone."""
-    shape = DEFAULT._replace(H=heads, Hk=4)
-    (q, k, v), options = problem(shape, mode, "bool[B,H,M,N]", scales=scales)
+    (q, k, v), options = problem(MODES[mode]._replace(H=heads, Hk=4), mode, mask, scales=scales)
     together = op(q, k, v, **options)
-    beta, mask, group = options["beta"], options["attn_mask"], heads // 4
+    beta, allowed = options["beta"], options.pop("attn_mask", None)
     for h in range(heads):
-        g = h // group
-        alone = {
-            "scales": scales[g : g + 1],
-            "beta": beta[h : h + 1],
-            "attn_mask": mask[:, h : h + 1],
-        }
-        out = op(q[:, h : h + 1], k[:, g : g + 1], v[:, g : g + 1], **(options | alone))
+        g = h * 4 // heads
+        alone = options | {"scales": scales[g : g + 1], "beta": beta[h : h + 1]}
+        if allowed is not None:
+            alone["attn_mask"] = allowed[:, h : h + 1]
+        out = op(q[:, h : h + 1], k[:, g : g + 1], v[:, g : g + 1], **alone)
         assert_close(together[:, h : h + 1], out, 1e-12)
 
 
@@ -216,7 +214,7 @@ def test_beta_value_and_beta_tensor_agree(beta, norm):
         assert_identical(op(q, k, v, beta=torch.tensor(beta).expand(size), **rest), number)
 
 
-@pytest.mark.parametrize("mode", ["global", "prefix"])
+@pytest.mark.parametrize("mode", MODES)
 def test_without_normalisation_its_options_do_nothing(mode):
     (q, k, v), options = problem(mode=mode, norm="plain", beta=("fixed", 1.0))
     out = op(q, k, v, **options)
@@ -224,7 +222,7 @@ def test_without_normalisation_its_options_do_nothing(mode):
     assert_identical(op(q, k, v, **(options | {"use_std": False})), out)
 
 
-@pytest.mark.parametrize("mode", ["global", "prefix"])
+@pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("norm", NORMS)
 def test_grouped_heads_are_repeated_heads(norm, mode):
     (q, k, v), options = problem(mode=mode, mask="padding", norm=norm, scales=[3, 2])

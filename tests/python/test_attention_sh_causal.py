@@ -11,10 +11,8 @@ from attention_bn_cases import (
     cast,
     evaluate,
 )
-from attention_sh_cases import MASKS, NORMS, WINDOWS, op, problem, ref
+from attention_sh_cases import MASKS, NORMS, SQUARE, WINDOWS, op, problem, ref
 
-# several windows of every scale and a short tail
-SQUARE = Shape(B=2, H=4, Hk=2, M=11, N=11, D=3, Dv=2)
 attention_bn = torch.ops.kktorch.attention_bn
 
 # What happens to the remainder of the keys is a matter of windows that end: see the last test
@@ -34,11 +32,12 @@ def test_rows_are_those_of_the_definition(mask, windows, norm):
 
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("offset", [0, 1, 6, 9, 30])
-@pytest.mark.parametrize("windows", ["3", "3,2-special", "3,2-counted"])
-def test_an_offset_moves_the_queries(windows, offset, norm):
+@pytest.mark.parametrize("windows", ["3", "3,2-special", "3,2-counted", "2,4-drop"])
+@pytest.mark.parametrize("mask", ["none", "padding"])
+def test_an_offset_moves_the_queries(mask, windows, offset, norm):
     """From the first window to beyond the last key, whose short window is pooled then."""
     shape = SQUARE._replace(M=4)
-    tensors, options = problem(shape, "prefix", "padding", windows, norm, query_offset=offset)
+    tensors, options = problem(shape, "prefix", mask, windows, norm, query_offset=offset)
     expected = sh_reference.attention_sh(*tensors, **options)
     assert_close(op(*tensors, **options), expected, 1e-10)
     assert_close(ref(*tensors, **options), expected, 1e-10)
@@ -67,14 +66,14 @@ def test_windows_of_one_token_take_float_masks(norm):
 @pytest.mark.parametrize("i", [1, 2, 5, 6, 10])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("windows", ["2,1", "3,2-special", "3,2-counted", "2,4-drop"])
-def test_the_future_does_not_touch_the_past(windows, dtype, i):
+@pytest.mark.parametrize("mask", ["none", "padding", "bool[M,N]"])
+def test_the_future_does_not_touch_the_past(mask, windows, dtype, i):
     for norm in ("plain", "bn"):
-        (q, k, v), options = problem(SQUARE, "prefix", "bool[M,N]", windows, norm)
-        (q, k, v), options = cast(dtype, (q, k, v), options)
+        (q, k, v), options = cast(dtype, *problem(SQUARE, "prefix", mask, windows, norm))
         before = op(q, k, v, **options)
         changed = [t.clone() for t in (q, k, v)]
         for t in changed:
-            t[:, :, i:] = 7 - 5 * t[:, :, i:].flip(2)
+            t[:, :, i:] = 7 - 5 * t[:, :, i:]
         after = op(*changed, **options)
         assert_identical(after[:, :, :i], before[:, :, :i])
         assert not torch.equal(after, before)
@@ -139,3 +138,14 @@ def test_padding_in_front_leaves_rows_without_a_key(norm):
     assert not result["out"][:, :, :4].any() and result["out"][:, :, 4:].any()
     for name in ("query", "key", "value"):
         assert not result[name][:, :, :4].any() and result[name].isfinite().all(), name
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("special, count_weighting", [(0, False), (3, True)])
+def test_long_sequences_cross_every_block(special, count_weighting, norm):
+    """Dozens of windows, tokens in the hundreds, neither a multiple of anything; gradients too."""
+    how = {"scales": [7], "num_special": special, "count_weighting": count_weighting}
+    shape = Shape(B=1, H=2, Hk=1, M=149, N=149, D=5, Dv=3)
+    tensors, options = problem(shape, "prefix", "padding", norm=norm, **how)
+    expected = evaluate(sh_reference.attention_sh, tensors, options)
+    assert_close(evaluate(op, tensors, options), expected, 1e-9)

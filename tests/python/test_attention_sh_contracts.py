@@ -18,25 +18,37 @@ from attention_sh_cases import MODES, op, problem, ref
 # TorchScript stays supported here after its deprecation upstream
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
 
+private_forward = torch.ops.kktorch._attention_sh_forward
+private_backward = torch.ops.kktorch._attention_sh_backward
+
 
 # Operator registration
 
 
 @pytest.mark.parametrize(
-    "function, mode, mask, windows, norm",
+    "mode, mask, windows, norm",
     [
-        (op, "global", "none", "2,1", "plain"),
-        (op, "global", "bool[B,H,M,N]", "3,2-special", "bn"),
-        (op, "global", "padding", "3,2-counted", "bn"),
-        (op, "prefix", "padding", "3,2-counted", "bn"),
-        (op, "prefix", "bool[M,N]", "2,1", "plain"),
-        (ref, "global", "padding", "3,2-counted", "bn"),
-        (ref, "prefix", "none", "2,1", "bn"),
+        ("global", "none", "2,1", "plain"),
+        ("global", "bool[B,H,M,N]", "3,2-special", "bn"),
+        ("global", "padding", "3,2-counted", "bn"),
+        ("prefix", "padding", "3,2-counted", "bn"),
+        ("prefix", "none", "2,1", "plain"),
+        ("prefix", "bool[M,N]", "3", "plain"),
     ],
 )
 @pytest.mark.parametrize("gradients", [False, True])
-def test_opcheck(function, mode, mask, windows, norm, gradients):
-    tensors, options = problem(mode=mode, mask=mask, windows=windows, norm=norm)
+def test_opcheck(mode, mask, windows, norm, gradients):
+    check(op, gradients, mode=mode, mask=mask, windows=windows, norm=norm)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_opcheck_of_the_reference_op(mode):
+    check(ref, True, mode=mode, mask="padding", windows="3")
+
+
+def check(function, gradients, **which):
+    (q, k, v), options = problem(**which)
+    tensors = q, torch.nan_to_num(k), torch.nan_to_num(v)  # NaN would differ from itself
     if gradients:
         tensors = [t.requires_grad_() for t in tensors]
         if "beta" in options:
@@ -44,17 +56,50 @@ def test_opcheck(function, mode, mask, windows, norm, gradients):
     torch.library.opcheck(function.default, (*tensors, options.pop("scales")), options)
 
 
+def private_arguments(mask, norm):
+    """The positional arguments of _attention_sh_forward: causal, one scale."""
+    (q, k, v), options = problem(mode="prefix", mask=mask, norm=norm)
+    tensors = q, torch.nan_to_num(k), torch.nan_to_num(v)
+    numbers = (3, 1, True, options["bn"], 1.0, True, 1e-5, 0.5)
+    return (*tensors, options.get("beta"), options.get("key_padding_mask")), numbers
+
+
+@pytest.mark.parametrize("norm", ["plain", "bn"])
+@pytest.mark.parametrize("mask", ["none", "padding"])
+@pytest.mark.parametrize("gradients", [False, True])
+def test_opcheck_of_the_private_ops(gradients, mask, norm):
+    operands, numbers = private_arguments(mask, norm)
+    if gradients:
+        operands = [
+            t.requires_grad_() if t is not None and t.is_floating_point() else t for t in operands
+        ]
+    torch.library.opcheck(private_forward.default, (*operands, *numbers))
+    saved = [t.detach() for t in private_forward(*operands, *numbers)]
+    grad_out = cotangent(saved[0].shape).requires_grad_(gradients)
+    checks = ["test_schema", "test_autograd_registration", "test_faketensor"]
+    if not gradients:  # the last check differentiates what refuses to be differentiated
+        checks.append("test_aot_dispatch_dynamic")
+    arguments = (grad_out, *operands, *saved, *numbers)
+    torch.library.opcheck(private_backward.default, arguments, test_utils=checks)
+
+
 def test_ops_are_tagged_for_the_compiler():
-    for function in (op, ref):
+    for function in (op, ref, private_forward, private_backward):
         assert torch.Tag.pt2_compliant_tag in function.default.tags
 
 
 # Compilers
 
 
-@pytest.mark.parametrize("windows", ["3,2-special", "3,2-counted"])
-@pytest.mark.parametrize("mode", MODES)
-def test_compile_with_dynamic_shapes(mode, windows):
+@pytest.mark.parametrize(
+    "mode, windows, square",
+    [
+        ("global", "3,2-special", False),
+        ("global", "3,2-counted", False),
+        ("prefix", "3,2-special", True),
+    ],
+)
+def test_compile_with_dynamic_shapes(mode, windows, square):
     graphs = []
 
     def backend(graph, inputs):
@@ -67,6 +112,7 @@ def test_compile_with_dynamic_shapes(mode, windows):
     compiled = torch.compile(function, backend=backend, fullgraph=True, dynamic=True)
     # sizes that differ from each other: equal ones would be compiled as one size
     for shape in (Shape(6, 4, 2, 9, 11, 8, 3), Shape(7, 4, 2, 13, 17, 8, 3)):
+        shape = shape._replace(M=shape.N) if square else shape
         tensors, options = problem(shape, mode, "padding", windows)
         expected = evaluate(function, tensors, options)
         assert_close(evaluate(compiled, tensors, options), expected, 1e-12)
@@ -137,9 +183,10 @@ def test_torchscript(is_causal):
 @pytest.mark.parametrize("norm", ["plain", "bn"])
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("dtype", HALVES)
-def test_autocast_casts_what_softmax_attention_casts(dtype, mode, norm):
-    tensors, options = cast(torch.float32, *problem(mode=mode, mask="bool[M,N]", norm=norm))
-    grad_out = cotangent((2, 4, 5, 2), dtype)
+@pytest.mark.parametrize("mask", ["none", "bool[M,N]"])
+def test_autocast_casts_what_softmax_attention_casts(mask, dtype, mode, norm):
+    tensors, options = cast(torch.float32, *problem(mode=mode, mask=mask, norm=norm))
+    grad_out = cotangent((2, 4, MODES[mode].M, 2), dtype)
 
     def autocasting(**arguments):
         with torch.autocast("cpu", dtype=dtype):

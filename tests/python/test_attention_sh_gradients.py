@@ -131,6 +131,7 @@ def test_reference_op_supports_double_backward(mode, norm, literal):
     assert torch.autograd.gradgradcheck(function, leaves)
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
 @pytest.mark.parametrize("mode", MODES)
 def test_reference_op_is_differentiable_forward_and_vectorised(mode):
     (q, k, v), options = problem(SHAPE, mode, "padding")

@@ -13,8 +13,6 @@ from attention_bn_cases import (
 )
 from attention_sh_cases import MODES, NORMS, op, problem
 
-OUT = (2, 4, 5, 2)
-
 
 def heads_last(t):
     """[B, H, L, D] stored as (B, L, H, D), as projections leave it."""
@@ -32,16 +30,22 @@ def test_strides_do_not_matter(mode, layout):
     tensors, options = problem(mode=mode, mask="padding", windows="3,2-special")
     expected = evaluate(op, tensors, options)
     options["key_padding_mask"] = options["key_padding_mask"].T.contiguous().T
-    options["attn_mask"] = torch.ones(11, 5, dtype=torch.bool).T
-    actual = evaluate(op, [layout(t) for t in tensors], options, layout(cotangent(OUT)))
+    grad_out = layout(cotangent(expected["out"].shape))
+    actual = evaluate(op, [layout(t) for t in tensors], options, grad_out)
+    assert_close(actual, expected, 1e-12)
+    options["attn_mask"] = torch.ones(11, MODES[mode].M, dtype=torch.bool).T
+    actual = evaluate(op, [layout(t) for t in tensors], options, grad_out)
     assert_close(actual, expected, 1e-12)
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_expanded_inputs(mode):
-    (q, k, v), options = problem(mode=mode, mask="bool[M,N]")
+@pytest.mark.parametrize("mask", ["padding", "bool[M,N]"])
+def test_expanded_inputs(mask, mode):
+    (q, k, v), options = problem(mode=mode, mask=mask)
+    k, v = torch.nan_to_num(k), torch.nan_to_num(v)
     q, k, v = q[:, :, :1].expand_as(q), k[:1, :1].expand_as(k), v[:1, :1].expand_as(v)
-    options["attn_mask"] = options["attn_mask"][1:2].expand(5, -1)
+    for name in {"attn_mask", "key_padding_mask"} & options.keys():
+        options[name] = options[name][1:2].expand(len(options[name]), -1)
     packed = {n: t.contiguous() if torch.is_tensor(t) else t for n, t in options.items()}
     expected = evaluate(op, [t.contiguous() for t in (q, k, v)], packed)
     assert_close(evaluate(op, (q, k, v), options), expected, 1e-12)
@@ -52,7 +56,8 @@ def test_expanded_inputs(mode):
 def test_a_broadcast_cotangent(dtype, mode):
     """The backward pass of sum() hands over strides 0."""
     tensors, options = cast(dtype, *problem(mode=mode))
-    broadcast, packed = torch.ones((), dtype=dtype).expand(OUT), torch.ones(OUT, dtype=dtype)
+    packed = torch.ones(2, 4, MODES[mode].M, 2, dtype=dtype)
+    broadcast = torch.ones((), dtype=dtype).expand(packed.shape)
     actual = evaluate(op, tensors, options, broadcast)
     assert_identical(actual, evaluate(op, tensors, options, packed))
 
@@ -64,7 +69,11 @@ def test_output_is_stored_heads_last(device, mode, scales):
     tensors, options = cast(torch.float32, *problem(mode=mode, scales=scales))
     options["beta"] = options["beta"].to(device)
     out = op(*(t.to(device) for t in tensors), **options)
-    assert out.shape == OUT and out.dtype == torch.float32 and out.device.type == device
+    assert (
+        out.shape == (2, 4, MODES[mode].M, 2)
+        and out.dtype == torch.float32
+        and out.device.type == device
+    )
     assert out.transpose(1, 2).is_contiguous()
 
 
@@ -159,6 +168,7 @@ def test_empty_sizes_give_zeros(empty, mask, mode, norm):
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_single_key_is_its_value(dtype, mode, norm):
+    """Also that of queries long after it."""
     (q, k, v), options = cast(dtype, *problem(Shape(N=1), mode, norm=norm))
     result = evaluate(op, (q, k, v), options)
     assert_identical(result["out"], v.expand(2, 2, 5, 3))

@@ -36,8 +36,11 @@ def test_error_is_at_most_twice_the_literal_one(dtype, slack, mode, windows, nor
     # eps: a query with few keys in its statistics has r near eps^-1/2, and the literal logits,
     # centre and all, overflow in float16
     eps = 1e-2 if dtype == torch.float16 else 1e-5
+    # float32: two windows may have a variance near 0 in some channel, and its reciprocal squared
+    # multiplies the rounding; the tail of either form shows over a dozen seeds only
+    seeds = 12 if dtype == torch.float32 else 4
     errors, literal_errors = {}, {}
-    for seed in range(4):
+    for seed in range(seeds):
         tensors, options = problem(shape, mode, mask, windows, norm, ("[H]", 0.5), seed, eps=eps)
         tensors, options = cast(dtype, tensors, options)
         grad_out = cotangent((1, 2, 9, 16), dtype)

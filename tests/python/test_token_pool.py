@@ -10,6 +10,7 @@ import torch
 from attention_bn_cases import DTYPES, HALVES, assert_close, assert_identical, cotangent
 
 op = torch.ops.kktorch.token_pool
+forward_op = torch.ops.kktorch._token_pool_forward
 backward_op = torch.ops.kktorch._token_pool_backward
 
 # TorchScript stays supported here after its deprecation upstream
@@ -253,14 +254,15 @@ def test_opcheck(gradients, options):
 
 
 @pytest.mark.parametrize("mask", [None, padding()], ids=["", "padded"])
-def test_opcheck_of_the_backward_op(mask):
+def test_opcheck_of_the_private_ops(mask):
+    torch.library.opcheck(forward_op.default, (tokens().requires_grad_(), 3, mask, "ceil", 0))
     count = op(tokens(), 3, mask)[1]
     arguments = (cotangent((3, 2, 4, 3)), count, mask, 11, 3, "ceil", 0)
     torch.library.opcheck(backward_op.default, arguments)
 
 
 def test_ops_are_tagged_for_the_compiler():
-    for function in (op, backward_op):
+    for function in (op, forward_op, backward_op):
         assert torch.Tag.pt2_compliant_tag in function.default.tags
 
 
@@ -317,7 +319,7 @@ ERRORS = [
             {"input": torch.zeros(size, dtype=dtype)},
             RuntimeError,
             "expected input of shape [B, N, C] or [B, H, N, C] and a dtype in {float16, bfloat16, "
-            f"float32, float64}, but got {got}",
+            f"float32, float64}}, but got {got}",
         )
         for size, dtype, got in (
             ((11, 3), torch.float32, "Float [11, 3]"),
@@ -335,7 +337,6 @@ ERRORS = [
         ({"num_special": n}, ValueError, f"expected 0 <= num_special <= 11, but got {n}")
         for n in (-1, 12)
     ),
-    ({"window": 12, "tail": "drop"}, ValueError, "expected "),
     *(
         (
             {"key_padding_mask": mask},
@@ -359,6 +360,15 @@ def test_a_wrong_argument_is_named(change, exception, message, device):
     with pytest.raises(Exception, match=re.escape(f"token_pool: {message}")) as caught:
         op(**moved)
     assert caught.type is exception
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_a_dropped_tail_must_leave_a_window(device):
+    x = tokens().to(device)
+    with pytest.raises(ValueError, match="^token_pool: .*drop"):
+        op(x, 12, tail="drop")
+    assert op(x, 12, tail="drop", num_special=1)[0].shape == (3, 2, 1, 3)
+    assert op(x, 11, tail="drop")[0].shape == (3, 2, 1, 3)
 
 
 def test_devices_do_not_mix():

@@ -140,12 +140,12 @@ def test_padding_in_front_leaves_rows_without_a_key(norm):
         assert not result[name][:, :, :4].any() and result[name].isfinite().all(), name
 
 
-@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("norm", ["plain", "bn"])
 @pytest.mark.parametrize("special, count_weighting", [(0, False), (3, True)])
 def test_long_sequences_cross_every_block(special, count_weighting, norm):
-    """Dozens of windows, tokens in the hundreds, neither a multiple of anything; gradients too."""
+    """A dozen windows, a hundred tokens, neither a multiple of anything; gradients too."""
     how = {"scales": [7], "num_special": special, "count_weighting": count_weighting}
-    shape = Shape(B=1, H=2, Hk=1, M=149, N=149, D=5, Dv=3)
+    shape = Shape(B=1, H=2, Hk=1, M=101, N=101, D=5, Dv=3)
     tensors, options = problem(shape, "prefix", "padding", norm=norm, **how)
     expected = evaluate(sh_reference.attention_sh, tensors, options)
     assert_close(evaluate(op, tensors, options), expected, 1e-9)

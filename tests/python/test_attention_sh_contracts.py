@@ -41,9 +41,8 @@ def test_opcheck(mode, mask, windows, norm, gradients):
     check(op, gradients, mode=mode, mask=mask, windows=windows, norm=norm)
 
 
-@pytest.mark.parametrize("mode", MODES)
-def test_opcheck_of_the_reference_op(mode):
-    check(ref, True, mode=mode, mask="padding", windows="3")
+def test_opcheck_of_the_reference_op():
+    check(ref, True, mode="prefix", mask="padding", windows="3")  # the longer of its two paths
 
 
 def check(function, gradients, **which):

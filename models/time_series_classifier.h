@@ -2,9 +2,7 @@
 // A transformer encoder that classifies multivariate time series of different lengths.
 #include <torch/torch.h>
 
-#include <string>
-
-#include "models/encoder_layer.h"
+#include "models/encoder.h"
 
 namespace kktorch {
 
@@ -13,36 +11,22 @@ struct TimeSeriesClassifierOptions {
   int64_t channels = 0;    ///< C
   int64_t classes = 0;     ///< K
   int64_t max_length = 0;  ///< longest series; the flattening head fixes it
-  int64_t width = 128;
-  int64_t heads = 8;
-  int64_t ffn = 256;
-  int64_t layers = 3;
-  double dropout = 0.1;
-  double attention_dropout = 0.0;   ///< see EncoderLayerOptions::attention
-  std::string norm = "batch";       ///< "layer", "batch" or "batch_masked", see TokenNorm
-  std::string activation = "gelu";  ///< "gelu" or "relu"
-  std::string attention = "bn";     ///< "softmax" or "bn"
-  std::string beta_mode = "fixed";  ///< bn: see AttentionBNSHOptions, also for the next three
-  double beta_init = 1.0;
-  bool use_std = true;
-  double eps = 1e-5;
+  EncoderOptions encoder = {};
   bool ragged_masks = true;  ///< attention ignores padded steps; false: every series has max_length
                              ///< steps for it, the padded ones zero (as in code that masks nothing)
 };
 
 /// Series x [B, L, C] to logits [B, K]:
 ///
-///     h = dropout(sqrt(width) * embedding((x - input_mean) / input_std) + position)
-///     h = layers(h)
+///     h = encoder(sqrt(width) * embedding((x - input_mean) / input_std))
 ///     logits = head(flatten(dropout(activation(h)), padded steps zero, max_length steps))
 ///
 /// The shape of the public mvts_transformer (Zerveas et al., KDD 2021, arXiv 2010.02803).
 ///
-/// Parameters: embedding (Linear C -> width), position [max_length, width], layers.<i>
-/// (EncoderLayer), head (Linear max_length width -> K). Buffers: input_mean, input_std [C], so that
-/// a saved model takes raw series; 0 and 1 until standardise_with() is called. Initial values:
-/// position uniform in [-0.02, 0.02], all else as in torch.nn; drawn in the order in which the
-/// parameters are named here. A seed gives the same model in C++ and in Python.
+/// Parameters: embedding (Linear C -> width), encoder (Encoder, with learned positions), head
+/// (Linear max_length width -> K). Buffers: input_mean, input_std [C], so that a saved model takes
+/// raw series; 0 and 1 until standardise_with() is called. Initial values are those of torch.nn and
+/// Encoder, drawn in this order. A seed gives the same model in C++ and in Python.
 /// @throws c10::ValueError  "TimeSeriesClassifier: expected <option>, but got <value>".
 class TimeSeriesClassifierImpl : public torch::nn::Cloneable<TimeSeriesClassifierImpl> {
  public:
@@ -63,9 +47,9 @@ class TimeSeriesClassifierImpl : public torch::nn::Cloneable<TimeSeriesClassifie
   void pretty_print(std::ostream& stream) const override;
 
   TimeSeriesClassifierOptions options;
-  torch::Tensor input_mean, input_std, position;
+  torch::Tensor input_mean, input_std;
   torch::nn::Linear embedding{nullptr}, head{nullptr};
-  torch::nn::ModuleList layers{nullptr};
+  Encoder encoder{nullptr};
 };
 TORCH_MODULE(TimeSeriesClassifier);
 

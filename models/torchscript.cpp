@@ -1,20 +1,13 @@
+// The layers in TorchScript.
 #include "models/torchscript.h"
 
-#include <torch/csrc/jit/frontend/resolver.h>
-#include <torch/csrc/jit/frontend/sugared_value.h>
+#include "models/torchscript_parts.h"
 
-#include <cmath>
-
-// The sources below are the forward functions of the C++ modules, without dropout and without the
-// checks that an op repeats. What an option decides once and for all is decided here, by the choice
-// of a source, not in the script.
 namespace kktorch {
+namespace detail {
 namespace {
 
-using c10::IValue;
-using torch::Tensor;
 using torch::jit::Module;
-using UnitPtr = std::shared_ptr<torch::jit::CompilationUnit>;
 
 constexpr auto kProjectPacked = R"(
 def project(self, query: Tensor, key: Tensor, value: Tensor) -> List[Tensor]:
@@ -116,32 +109,6 @@ def forward(self, query: Tensor, key: Tensor, value: Tensor,
     return out, weights if batched else weights.squeeze(0)
 )";
 
-constexpr auto kLinear = R"(
-def forward(self, x: Tensor) -> Tensor:
-    return torch.linear(x, self.weight, self.bias)
-)";
-
-constexpr auto kLayerNorm = R"(
-def forward(self, x: Tensor) -> Tensor:
-    return torch.layer_norm(x, [x.size(-1)], self.weight, self.bias, self.eps)
-)";
-
-constexpr auto kBatchNorm = R"(
-def forward(self, x: Tensor) -> Tensor:
-    return torch.batch_norm(x.reshape(-1, x.size(-1)), self.weight, self.bias, self.running_mean,
-                            self.running_var, False, 0.0, self.eps, True).view_as(x)
-)";
-
-constexpr auto kActivateGelu = R"(
-def activate(self, x: Tensor) -> Tensor:
-    return torch.gelu(x)
-)";
-
-constexpr auto kActivateRelu = R"(
-def activate(self, x: Tensor) -> Tensor:
-    return torch.relu(x)
-)";
-
 constexpr auto kEncoderBranches = R"(
 def attention(self, x: Tensor, padding: Optional[Tensor], attn_mask: Optional[Tensor],
               is_causal: bool) -> Tensor:
@@ -165,77 +132,7 @@ def forward(self, x: Tensor, key_padding_mask: Optional[Tensor] = None,
     return self.norm2.forward(y + self.feed_forward(y))
 )";
 
-constexpr auto kClassifierForward = R"(
-def forward(self, x: Tensor, padding_mask: Optional[Tensor] = None) -> Tensor:
-    message = "TimeSeriesClassifier: expected x [B, L <= {}, C], but got {}"
-    assert x.size(1) <= self.max_length, message.format(self.max_length, x.size())
-    h = (x.to(self.input_mean.dtype) - self.input_mean) / self.input_std
-    padding = padding_mask
-    if padding is not None:
-        h = h.masked_fill(padding.unsqueeze(-1), 0)
-    if not self.ragged_masks:
-        if padding is None:
-            padding = torch.zeros(x.size()[:2], device=x.device) > 0
-        missing = self.max_length - x.size(1)
-        h = torch.constant_pad_nd(h, [0, 0, 0, missing], 0)
-        padding = torch.constant_pad_nd(padding, [0, missing], 1)
-    h = self.embedding.forward(h) * self.embedding_scale + self.position[:h.size(1)]
-    h = self.activate(self.layers.forward(h, padding))
-    if padding is not None:
-        h = h.masked_fill(padding.unsqueeze(-1), 0)
-    h = torch.constant_pad_nd(h, [0, 0, 0, self.max_length - h.size(1)], 0)
-    return self.head.forward(h.flatten(1))
-)";
-
-/// Finds torch.* (aten) and kktorch.* in a source.
-struct OpResolver : torch::jit::NativeResolver {
-  std::shared_ptr<torch::jit::SugaredValue> resolveValue(
-      const std::string& name, torch::jit::GraphFunction& function,
-      const torch::jit::SourceRange& location) override {
-    if (name == "kktorch") return std::make_shared<torch::jit::BuiltinModule>("kktorch");
-    return NativeResolver::resolveValue(name, function, location);
-  }
-};
-
-void define(Module& script, std::initializer_list<std::string> sources) {
-  const auto resolver = std::make_shared<OpResolver>();
-  for (const auto& source : sources) script.define(source, resolver);
-}
-
-/// An empty script module that has the parameters and buffers of `module` (not of its submodules).
-/// All modules of one model share `unit`, in which equal class names are told apart.
-Module shell(const char* name, const torch::nn::Module& module, const UnitPtr& unit) {
-  Module script(std::string("__torch__.kktorch.") + name, unit, /*shouldMangle=*/true);
-  script.register_attribute("training", c10::BoolType::get(), false);
-  for (const auto& entry : module.named_parameters(/*recurse=*/false)) {
-    script.register_parameter(entry.key(), entry.value(), /*is_buffer=*/false);
-  }
-  for (const auto& entry : module.named_buffers(/*recurse=*/false)) {
-    script.register_buffer(entry.key(), entry.value());
-  }
-  return script;
-}
-
-/// Gives the script `None` where the module has no such parameter.
-void none_unless_defined(Module& script, const std::string& name, const Tensor& parameter) {
-  if (!parameter.defined()) {
-    script.register_attribute(name, c10::OptionalType::ofTensor(), IValue());
-  }
-}
-
-Module convert(const torch::nn::LinearImpl& linear, const UnitPtr& unit) {
-  auto script = shell("Linear", linear, unit);
-  none_unless_defined(script, "bias", linear.bias);
-  define(script, {kLinear});
-  return script;
-}
-
-Module convert(const TokenNormImpl& norm, const UnitPtr& unit) {
-  auto script = shell("TokenNorm", norm, unit);
-  script.register_attribute("eps", c10::FloatType::get(), TokenNormImpl::kEps);
-  define(script, {norm.kind == "layer" ? kLayerNorm : kBatchNorm});
-  return script;
-}
+}  // namespace
 
 Module convert(const AttentionBNSHImpl& module, const UnitPtr& unit) {
   const auto& o = module.options;
@@ -268,46 +165,19 @@ Module convert(const EncoderLayerImpl& layer, const UnitPtr& unit) {
   script.register_module("linear2", convert(*layer.linear2, unit));
   script.register_module("norm1", convert(*layer.norm1, unit));
   script.register_module("norm2", convert(*layer.norm2, unit));
-  define(script, {layer.options.activation == "relu" ? kActivateRelu : kActivateGelu,
-                  kEncoderBranches, layer.options.norm_first ? kEncoderPreNorm : kEncoderPostNorm});
+  define(script, {activation_source(layer.options.activation), kEncoderBranches,
+                  layer.options.norm_first ? kEncoderPreNorm : kEncoderPostNorm});
   return script;
 }
 
-/// The layers one after the other. A script has no loop over submodules of different classes: the
-/// calls are written out.
-Module convert_layers(const torch::nn::ModuleListImpl& layers, const UnitPtr& unit) {
-  auto script = shell("Layers", layers, unit);
-  std::string source = "def forward(self, x: Tensor, padding: Optional[Tensor]) -> Tensor:\n";
-  for (const auto& entry : layers.named_children()) {
-    script.register_module(entry.key(), convert(*entry.value()->as<EncoderLayer>(), unit));
-    source += "    x = getattr(self, \"" + entry.key() + "\").forward(x, padding)\n";
-  }
-  define(script, {source + "    return x\n"});
-  return script;
+}  // namespace detail
+
+torch::jit::Module to_torchscript(const AttentionBNSHImpl& module) {
+  return detail::convert(module, detail::new_unit());
 }
 
-Module convert(const TimeSeriesClassifierImpl& model, const UnitPtr& unit) {
-  const auto& o = model.options;
-  auto script = shell("TimeSeriesClassifier", model, unit);
-  script.register_module("embedding", convert(*model.embedding, unit));
-  script.register_module("layers", convert_layers(*model.layers, unit));
-  script.register_module("head", convert(*model.head, unit));
-  script.register_attribute("max_length", c10::IntType::get(), o.max_length);
-  script.register_attribute("ragged_masks", c10::BoolType::get(), o.ragged_masks);
-  script.register_attribute("embedding_scale", c10::FloatType::get(), std::sqrt(o.width));
-  define(script, {o.activation == "relu" ? kActivateRelu : kActivateGelu, kClassifierForward});
-  return script;
+torch::jit::Module to_torchscript(const EncoderLayerImpl& module) {
+  return detail::convert(module, detail::new_unit());
 }
-
-template <typename ModuleImpl>
-Module convert_alone(const ModuleImpl& module) {
-  return convert(module, std::make_shared<torch::jit::CompilationUnit>());
-}
-
-}  // namespace
-
-Module to_torchscript(const AttentionBNSHImpl& module) { return convert_alone(module); }
-Module to_torchscript(const EncoderLayerImpl& module) { return convert_alone(module); }
-Module to_torchscript(const TimeSeriesClassifierImpl& module) { return convert_alone(module); }
 
 }  // namespace kktorch

@@ -7,7 +7,9 @@
 
 #include "models/attention_bnsh.h"
 #include "models/encoder_layer.h"
+#include "models/small_vit.h"
 #include "models/time_series_classifier.h"
+#include "models/token_classifier.h"
 
 namespace kktorch {
 
@@ -19,5 +21,7 @@ namespace kktorch {
 torch::jit::Module to_torchscript(const AttentionBNSHImpl& module);
 torch::jit::Module to_torchscript(const EncoderLayerImpl& module);
 torch::jit::Module to_torchscript(const TimeSeriesClassifierImpl& module);
+torch::jit::Module to_torchscript(const TokenClassifierImpl& module);
+torch::jit::Module to_torchscript(const SmallViTImpl& module);
 
 }  // namespace kktorch

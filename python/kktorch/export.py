@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from kktorch._files import write_whole
+from kktorch.nn import SmallViT, TokenClassifier
 from kktorch.run import load_run
 
 
@@ -39,10 +40,15 @@ def export_package(model: torch.nn.Module, example: tuple[Tensor, ...], out: str
     return out
 
 
-def example_inputs(model: torch.nn.Module) -> tuple[Tensor, Tensor]:
-    """x [2, max_length, channels] float32 and padding_mask [2, max_length] of a classifier."""
-    x = torch.randn(2, model.max_length, model.channels)
-    return x, torch.arange(model.max_length) >= torch.tensor([[model.max_length], [1]])
+def example_inputs(model: torch.nn.Module) -> tuple[Tensor, ...]:
+    """The inputs of a classifier, of batch size 2 and the largest length, with a padding mask."""
+    if isinstance(model, SmallViT):
+        return (torch.randn(2, *model.image_shape),)
+    length = model.max_length
+    padding_mask = torch.arange(length) >= torch.tensor([[length], [1]])
+    if isinstance(model, TokenClassifier):
+        return torch.randint(model.vocabulary, (2, length)), padding_mask
+    return torch.randn(2, length, model.channels), padding_mask
 
 
 def main(argv=None) -> int:

@@ -3,50 +3,22 @@
 #include <gtest/gtest.h>
 #include <torch/torch.h>
 
-#include <limits>
-#include <sstream>
-
 #include "models/attention_bnsh.h"
 #include "models/encoder_layer.h"
-#include "models/time_series_classifier.h"
 #include "models/token_norm.h"
+#include "tests/cpp/model_testing.h"
 
 namespace kktorch {
 namespace {
 
 using torch::Tensor;
-
-constexpr double kNaN = std::numeric_limits<double>::quiet_NaN();
-
-void expect_close(const Tensor& actual, const Tensor& expected, double tolerance = 1e-10) {
-  ASSERT_EQ(actual.sizes(), expected.sizes());
-  ASSERT_TRUE(torch::allclose(actual, expected, /*rtol=*/0, tolerance))
-      << "largest difference " << (actual - expected).abs().max().item<double>();
-}
-
-/// Random values for every parameter, so that no bias or offset is zero by initialisation.
-template <typename Module>
-Module randomised(Module module) {
-  torch::manual_seed(7);
-  module->to(torch::kDouble);
-  torch::NoGradGuard no_grad;
-  for (auto& parameter : module->parameters()) parameter.normal_(0, 0.3);
-  module->eval();
-  return module;
-}
+using namespace testing_models;
 
 void copy_state(const torch::nn::Module& from, torch::nn::Module& to) {
   torch::NoGradGuard no_grad;
   const auto source = from.named_parameters(), target = to.named_parameters();
   ASSERT_EQ(source.keys(), target.keys());
   for (const auto& entry : source) target[entry.key()].copy_(entry.value());
-}
-
-Tensor random(at::IntArrayRef shape) { return torch::randn(shape, torch::kDouble); }
-
-/// [B, L], True beyond each length.
-Tensor padding_mask(const std::vector<int64_t>& lengths, int64_t longest) {
-  return torch::arange(longest).unsqueeze(0) >= torch::tensor(lengths).unsqueeze(1);
 }
 
 AttentionBNSHOptions small(const std::string& variant) {
@@ -294,17 +266,6 @@ TEST(AttentionBNSH, CloneIsIndependent) {
 
 // ---- errors ----
 
-template <typename Call>
-void expect_error(const Call& call, const std::string& message) {
-  try {
-    call();
-    FAIL() << "no error; expected: " << message;
-  } catch (const c10::Error& error) {
-    EXPECT_NE(std::string(error.what_without_backtrace()).find(message), std::string::npos)
-        << error.what_without_backtrace();
-  }
-}
-
 TEST(AttentionBNSH, RefusesOptions) {
   const auto refused = [](auto change, const std::string& message) {
     auto options = small("bn");
@@ -437,124 +398,6 @@ TEST(EncoderLayer, RefusesOptions) {
           "EncoderLayer: expected activation in {gelu, relu}, but got 'tanh'");
   refused([](auto& o) { o.norm = "rms"; },
           "TokenNorm: expected kind in {layer, batch, batch_masked}, but got 'rms'");
-}
-
-// ---- TimeSeriesClassifier ----
-
-TimeSeriesClassifierOptions tiny(const std::string& attention) {
-  return {.channels = 2,
-          .classes = 3,
-          .max_length = 6,
-          .width = 8,
-          .heads = 2,
-          .ffn = 10,
-          .layers = 2,
-          .attention = attention};
-}
-
-TEST_P(EachVariant, ClassifierTreatsAPaddedBatchAsTheLoopOverSeries) {
-  auto model = randomised(TimeSeriesClassifier(tiny(GetParam())));
-  model->standardise_with(torch::tensor({1.0, -2.0}), torch::tensor({0.5, 3.0}));
-  const std::vector<int64_t> lengths{6, 1, 4};
-  const auto padding = padding_mask(lengths, 6);
-  const auto x = random({3, 6, 2}).masked_fill(padding.unsqueeze(-1), kNaN);
-  const auto logits = model(x, padding);
-  EXPECT_EQ(logits.sizes(), at::IntArrayRef({3, 3}));
-  for (int64_t b = 0; b < 3; ++b) {
-    expect_close(logits.slice(0, b, b + 1), model(x.slice(0, b, b + 1).slice(1, 0, lengths[b])));
-  }
-  // Longer padding than the batch needs changes nothing either.
-  expect_close(model(x.slice(0, 1).slice(1, 0, 4), padding.slice(0, 1).slice(1, 0, 4)),
-               logits.slice(0, 1));
-}
-
-TEST_P(EachVariant, ClassifierWithoutRaggedMasksSeesMaxLengthSteps) {
-  auto options = tiny(GetParam());
-  options.ragged_masks = false;
-  auto model = randomised(TimeSeriesClassifier(options));
-  auto masked = randomised(TimeSeriesClassifier(tiny(GetParam())));
-  const auto x = random({3, 4, 2});
-  const auto padded = torch::constant_pad_nd(x, {0, 0, 0, 2}, kNaN);
-  expect_close(model(padded, padding_mask({4, 4, 4}, 6)), model(x));
-  EXPECT_FALSE(torch::allclose(masked(x), model(x)));
-  const auto whole = random({3, 6, 2});  // without padding there is nothing to mask
-  expect_close(masked(whole), model(whole));
-}
-
-TEST_P(EachVariant, ClassifierTrainsEveryParameter) {
-  for (const auto* norm : {"layer", "batch", "batch_masked"}) {
-    auto options = tiny(GetParam());
-    options.norm = norm, options.beta_mode = "per_head";
-    TimeSeriesClassifier model(options);
-    const auto padding = padding_mask({6, 2, 4}, 6);
-    model(torch::randn({3, 6, 2}).masked_fill(padding.unsqueeze(-1), kNaN), padding)
-        .square()
-        .sum()
-        .backward();
-    for (const auto& entry : model->named_parameters()) {
-      const auto grad = entry.value().grad();
-      EXPECT_TRUE(grad.isfinite().all().item<bool>()) << entry.key();
-      EXPECT_GT(grad.count_nonzero().item<int64_t>(), 0) << entry.key();
-    }
-    for (const auto& entry : model->named_buffers()) {
-      EXPECT_TRUE(entry.value().isfinite().all().item<bool>()) << entry.key();
-    }
-  }
-}
-
-TEST(TimeSeriesClassifier, TakesRawSeries) {
-  auto model = randomised(TimeSeriesClassifier(tiny("bn")));
-  const auto x = random({2, 6, 2});
-  const auto expected = model(x);
-  const auto mean = torch::tensor({3.0, -1.0}, torch::kDouble),
-             std = torch::tensor({2.0, 0.0}, torch::kDouble);
-  model->standardise_with(mean, std);  // the second channel is centred only
-  expect_close(model(x * torch::tensor({2.0, 1.0}, torch::kDouble) + mean), expected);
-  // Buffers are part of the saved model.
-  EXPECT_TRUE(model->named_buffers().contains("input_mean"));
-  EXPECT_TRUE(model->named_buffers().contains("input_std"));
-}
-
-TEST(TimeSeriesClassifier, RefusesOptionsAndInputs) {
-  auto options = tiny("bn");
-  options.classes = 0;
-  expect_error([&] { TimeSeriesClassifier model(options); },
-               "TimeSeriesClassifier: expected classes >= 1, but got 0");
-  TimeSeriesClassifier model(tiny("bn"));
-  const std::string expected = "TimeSeriesClassifier: expected ";
-  expect_error(
-      [&] {
-        model(torch::zeros({1, 7, 2}));
-      },
-      expected + "x floating [B, L <= 6, 2], but got Float [1, 7, 2]");
-  expect_error(
-      [&] {
-        model(torch::zeros({1, 6, 2}, torch::kLong));
-      },
-      expected + "x floating [B, L <= 6, 2], but got Long [1, 6, 2]");
-  expect_error(
-      [&] {
-        model(torch::zeros({1, 6, 2}), torch::zeros({1, 5}, torch::kBool));
-      },
-      expected + "padding_mask bool [1, 6], but got Bool [1, 5]");
-  expect_error([&] { model->standardise_with(torch::zeros({3}), torch::ones({3})); },
-               expected + "mean and std of shape [2], but got [3] and [3]");
-  expect_error(
-      [&] {
-        model->standardise_with(torch::zeros({2}), torch::tensor({1.0, -1.0}));
-      },
-      expected + "finite mean and std >= 0");
-}
-
-TEST(TimeSeriesClassifier, PrintsItsOptions) {
-  std::ostringstream text;
-  text << TimeSeriesClassifier(tiny("bn"));
-  for (const auto* part :
-       {"kktorch::TimeSeriesClassifier(channels=2, classes=3, max_length=6",
-        "kktorch::EncoderLayer(ffn=10", "kktorch::AttentionBNSH(embed_dim=8, num_heads=2",
-        "variant=bn, beta_mode=fixed, beta_init=1", "kktorch::TokenNorm(kind=batch, width=8)"}) {
-    EXPECT_NE(text.str().find(part), std::string::npos) << part << " in\n" << text.str();
-  }
 }
 
 }  // namespace

@@ -122,12 +122,12 @@ TimeSeriesClassifierOptions tiny(const std::string& attention, bool ragged_masks
   return {.channels = 2,
           .classes = 3,
           .max_length = 6,
-          .width = 8,
-          .heads = 2,
-          .ffn = 10,
-          .layers = 2,
-          .attention = attention,
-          .beta_mode = "per_head",
+          .encoder = {.width = 8,
+                      .heads = 2,
+                      .ffn = 10,
+                      .layers = 2,
+                      .attention = attention,
+                      .beta_mode = "per_head"},
           .ragged_masks = ragged_masks};
 }
 
@@ -143,6 +143,47 @@ TEST(TorchScript, TimeSeriesClassifier) {
         expect_close(script.forward({x, padding}).toTensor(), model(x, padding));
       }
     }
+  }
+}
+
+TokenClassifierOptions tiny_tokens(const std::string& attention) {
+  return {.vocabulary = 7,
+          .classes = 3,
+          .max_length = 6,
+          .head_width = 5,
+          .encoder = tiny(attention).encoder};
+}
+
+SmallViTOptions tiny_images(const std::string& attention) {
+  auto encoder = tiny(attention).encoder;
+  encoder.norm = "layer", encoder.norm_first = true;
+  return {.image_height = 6,
+          .image_width = 4,
+          .image_channels = 3,
+          .patch = 2,
+          .classes = 5,
+          .encoder = encoder};
+}
+
+TEST(TorchScript, TokenClassifier) {
+  for (const auto* attention : {"softmax", "bn"}) {
+    auto model = randomised(TokenClassifier(tiny_tokens(attention)));
+    auto script = round_trip(*model);
+    for (const int64_t length : {6, 4, 2}) {
+      const auto ids = torch::randint(7, {3, length});
+      const auto padding = last_step_padded(3, length);
+      expect_close(script.forward({ids}).toTensor(), model(ids));
+      expect_close(script.forward({ids.masked_fill(padding, -9), padding}).toTensor(),
+                   model(ids, padding));
+    }
+  }
+}
+
+TEST(TorchScript, SmallViT) {
+  for (const auto* attention : {"softmax", "bn"}) {
+    auto model = randomised(SmallViT(tiny_images(attention)));
+    const auto images = torch::randn({3, 3, 6, 4});
+    expect_close(round_trip(*model).forward({images}).toTensor(), model(images));
   }
 }
 
@@ -166,41 +207,74 @@ TEST(TorchScript, HasTheStateOfTheModuleAndEvaluationSemantics) {
   expect_close(round_trip(*model).forward({x}).toTensor(), logits);
 }
 
-TEST(TorchScript, RefusesWhatTheModuleRefuses) {
-  auto script = round_trip(*TimeSeriesClassifier(tiny("softmax")));
+void expect_refused(torch::jit::Module& script, std::vector<IValue> inputs,
+                    const std::string& message) {
   try {
-    script.forward({torch::zeros({1, 7, 2})});
-    FAIL();
+    script.forward(std::move(inputs));
+    FAIL() << "no error; expected: " << message;
   } catch (const std::exception& error) {
-    EXPECT_NE(std::string(error.what()).find("expected x [B, L <= 6, C], but got [1, 7, 2]"),
-              std::string::npos)
-        << error.what();
+    EXPECT_NE(std::string(error.what()).find(message), std::string::npos) << error.what();
   }
+}
+
+TEST(TorchScript, RefusesWhatTheModuleRefuses) {
+  auto series = round_trip(*TimeSeriesClassifier(tiny("softmax")));
+  expect_refused(series, {torch::zeros({1, 7, 2})}, "expected x [B, L <= 6, C], but got [1, 7, 2]");
+
+  auto tokens = round_trip(*TokenClassifier(tiny_tokens("softmax")));
+  const auto ids = torch::zeros({2, 3}, torch::kLong);
+  expect_refused(tokens, {torch::zeros({1, 7}, torch::kLong)},
+                 "expected ids [B, 1 <= L <= 6], but got [1, 7]");
+  expect_refused(tokens, {ids - 1}, "expected ids in [0, 7), but got -1 to -1");
+  expect_refused(tokens, {ids, torch::ones({2, 3}, torch::kBool)},
+                 "expected a valid token in every sequence");
+
+  auto images = round_trip(*SmallViT(tiny_images("softmax")));
+  expect_refused(images, {torch::zeros({1, 3, 4, 6})},
+                 "expected images [B, C, 6, 4], but got [1, 3, 4, 6]");
+
   auto attention =
       round_trip(*AttentionBNSH(AttentionBNSHOptions{.embed_dim = 4, .variant = "softmax"}));
   const auto query = torch::zeros({2, 1, 4}), key = torch::zeros({3, 1, 4});
-  EXPECT_THROW(attention.forward({query, key, key, IValue(), false, IValue(), true, true}),
-               std::exception);
+  expect_refused(attention, {query, key, key, IValue(), false, IValue(), true, true},
+                 "as many queries as keys with is_causal");
 }
 
 // Not a check by itself: tests/python/test_nn.py runs it and compares its Python modules with the
 // files.
+void write_for_python(const torch::jit::Module& model, const std::string& name,
+                      const std::vector<Tensor>& inputs, const Tensor& logits) {
+  auto script = model;
+  script.register_attribute("example_inputs", c10::ListType::ofTensors(), inputs);
+  script.register_attribute("example_logits", c10::TensorType::get(), logits);
+  script.save(std::filesystem::path(std::getenv("KKTORCH_TEST_ARTIFACTS")) / (name + ".ts"));
+}
+
 TEST(TorchScript, WritesModelsForPython) {
-  const char* folder = std::getenv("KKTORCH_TEST_ARTIFACTS");
-  if (folder == nullptr) GTEST_SKIP() << "KKTORCH_TEST_ARTIFACTS names no folder";
-  for (const auto* attention : {"softmax", "bn"}) {
+  if (std::getenv("KKTORCH_TEST_ARTIFACTS") == nullptr)
+    GTEST_SKIP() << "KKTORCH_TEST_ARTIFACTS names no folder";
+  const torch::NoGradGuard no_grad;
+  const auto padding = last_step_padded(3, 5);
+  for (const std::string attention : {"softmax", "bn"}) {
     torch::manual_seed(0);
-    TimeSeriesClassifier model(tiny(attention));
-    const auto path = std::filesystem::path(folder) / (std::string(attention) + ".ts");
-    const auto padding = last_step_padded(3, 5);
-    model->eval();
-    torch::NoGradGuard no_grad;
-    auto script = to_torchscript(*model);
+    TimeSeriesClassifier series(tiny(attention));
+    series->eval();
     const auto x = torch::randn({3, 5, 2});
-    script.register_attribute("example_x", c10::TensorType::get(), x);
-    script.register_attribute("example_padding", c10::TensorType::get(), padding);
-    script.register_attribute("example_logits", c10::TensorType::get(), model(x, padding));
-    script.save(path.string());
+    write_for_python(to_torchscript(*series), "TimeSeriesClassifier-" + attention, {x, padding},
+                     series(x, padding));
+
+    torch::manual_seed(0);
+    TokenClassifier tokens(tiny_tokens(attention));
+    tokens->eval();
+    const auto ids = torch::randint(7, {3, 5});
+    write_for_python(to_torchscript(*tokens), "TokenClassifier-" + attention, {ids, padding},
+                     tokens(ids, padding));
+
+    torch::manual_seed(0);
+    SmallViT vision(tiny_images(attention));
+    vision->eval();
+    const auto images = torch::randn({3, 3, 6, 4});
+    write_for_python(to_torchscript(*vision), "SmallViT-" + attention, {images}, vision(images));
   }
 }
 

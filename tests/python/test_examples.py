@@ -14,15 +14,16 @@ import torch
 from kktorch import export
 from kktorch.run import load_run
 
-OPTIONS = {"channels": 3, "classes": 4, "max_length": 7, "width": 16, "heads": 2, "ffn": 32}
-OPTIONS |= {"layers": 2, "attention": "bn", "beta_mode": "per_head"}
+OPTIONS = {"channels": 3, "classes": 4, "max_length": 7}
+ENCODER = {"width": 16, "heads": 2, "ffn": 32, "layers": 2, "attention": "bn"}
+ENCODER |= {"beta_mode": "per_head"}
 
 
 @pytest.fixture(scope="module")
 def model():
     """A classifier whose buffers and running averages are those of a used one."""
     torch.manual_seed(0)
-    model = kktorch.nn.TimeSeriesClassifier(**OPTIONS)
+    model = kktorch.nn.TimeSeriesClassifier(**OPTIONS, **ENCODER)
     model.standardise_with(torch.tensor([1.0, -2, 0]), torch.tensor([1.0, 2, 0.5]))
     x, padding = series(16)
     model(x, padding)
@@ -34,7 +35,7 @@ def run(model, tmp_path_factory):
     """The folder of a finished run, as far as Python reads it."""
     folder = tmp_path_factory.mktemp("runs") / "bn-seed1"
     folder.mkdir()
-    config = {"model": {"type": "TimeSeriesClassifier"} | OPTIONS}
+    config = {"model": {"type": "TimeSeriesClassifier", "encoder": ENCODER} | OPTIONS}
     (folder / "config.json").write_text(json.dumps(config))
     torch.save({"model": model.state_dict(), "epoch": 3}, folder / "checkpoint.pt")
     return folder
@@ -62,7 +63,7 @@ def test_bad_run_folders(run, tmp_path):
     (tmp_path / "copy/config.json").write_text(json.dumps(config))
     with pytest.raises(ValueError, match=r"expected a model type in \[.*\], but got 'Oracle'"):
         load_run(tmp_path / "copy")
-    config = {"model": {"type": "TimeSeriesClassifier"} | OPTIONS | {"layers": 1}}
+    config["model"] = {"type": "TimeSeriesClassifier", "encoder": ENCODER | {"layers": 1}} | OPTIONS
     (tmp_path / "copy/config.json").write_text(json.dumps(config))
     with pytest.raises(RuntimeError, match="layers.1"):
         load_run(tmp_path / "copy")

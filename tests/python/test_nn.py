@@ -1,31 +1,16 @@
-"""kktorch.nn against torch.nn, against the C++ modules, and under script, compile and export."""
+"""The layers of kktorch.nn against torch.nn, and under script, compile and export."""
 
 import copy
-import io
-import os
-import subprocess
 
 import kktorch
 import pytest
 import torch
-from kktorch.nn import AttentionBNSH, EncoderLayer, TimeSeriesClassifier, TokenNorm
+from kktorch.nn import AttentionBNSH, EncoderLayer, TokenNorm
+from nn_cases import padding_mask, randomised, script_round_trip
 from torch import nn
 
 VARIANTS = ["softmax", "bn"]
 WIDTH, HEADS = 12, 3
-
-
-def padding_mask(lengths: list[int], longest: int) -> torch.Tensor:
-    """[B, L], True beyond each length."""
-    return torch.arange(longest) >= torch.tensor(lengths).unsqueeze(1)
-
-
-def randomised(module: nn.Module) -> nn.Module:
-    """Random parameters, so that no bias or offset is zero by initialisation; evaluation mode."""
-    with torch.no_grad():
-        for parameter in module.parameters():
-            parameter.normal_(0, 0.3)
-    return module.eval()
 
 
 def attention(variant: str, **options) -> AttentionBNSH:
@@ -46,12 +31,6 @@ def encoder(variant: str, **options) -> EncoderLayer:
     return randomised(EncoderLayer(attention_options, 20, **{"dropout": 0.0, **options}))
 
 
-def classifier(variant: str, **options) -> TimeSeriesClassifier:
-    """The model of WritesModelsForPython in tests/cpp/test_torchscript.cpp."""
-    defaults = {"width": 8, "heads": 2, "ffn": 10, "layers": 2, "beta_mode": "per_head"}
-    return TimeSeriesClassifier(2, 3, 6, attention=variant, **{**defaults, **options})
-
-
 # Every module with an example of its arguments; keys of the second dictionary are optional ones.
 def attention_case(variant):
     x, memory = torch.randn(3, 5, WIDTH), torch.randn(3, 4, WIDTH)
@@ -64,16 +43,8 @@ def encoder_case(variant):
     return encoder(variant), (x,), {"key_padding_mask": padding_mask([5, 1, 3], 5)}
 
 
-def classifier_case(variant):
-    return (
-        randomised(classifier(variant, dropout=0.0)),
-        (torch.randn(3, 5, 2),),
-        {"padding_mask": padding_mask([5, 1, 3], 5)},
-    )
-
-
 CASES = pytest.mark.parametrize(
-    "make_case", [attention_case, encoder_case, classifier_case], ids=lambda f: f.__name__[:-5]
+    "make_case", [attention_case, encoder_case], ids=lambda f: f.__name__[:-5]
 )
 
 
@@ -194,7 +165,7 @@ def test_autocast_gives_the_autocast_dtype():
         assert out.dtype == torch.bfloat16 and out.isfinite().all()
 
 
-# ---- TokenNorm, EncoderLayer, TimeSeriesClassifier --------------------------------------------
+# ---- TokenNorm, EncoderLayer ------------------------------------------------------------------
 
 
 def test_masked_norm_is_batch_norm_of_the_valid_tokens():
@@ -227,80 +198,6 @@ def test_encoder_layer_is_transformer_encoder_layer(norm_first):
     torch.testing.assert_close(actual[~padding], peer[~padding], rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_classifier_takes_raw_ragged_series(variant):
-    model = randomised(classifier(variant)).double()
-    mean, std = torch.tensor([3.0, -1.0]).double(), torch.tensor([2.0, 0.0]).double()
-    x, lengths = torch.randn(3, 6, 2, dtype=torch.float64), [6, 1, 4]
-    padding = padding_mask(lengths, 6)
-    expected = torch.cat([model(x[b : b + 1, :n]) for b, n in enumerate(lengths)])
-    model.standardise_with(mean, std)  # the second channel is constant: centred only
-    raw = x * torch.tensor([2.0, 1.0]) + mean
-    raw = raw.masked_fill(padding.unsqueeze(-1), torch.nan)
-    torch.testing.assert_close(model(raw, padding), expected)
-
-
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_classifier_without_ragged_masks_sees_max_length_steps(variant):
-    model = randomised(classifier(variant, ragged_masks=False))
-    x = torch.randn(3, 4, 2)
-    padded = torch.cat([x, torch.full((3, 2, 2), torch.nan)], dim=1)
-    torch.testing.assert_close(model(padded, padding_mask([4, 4, 4], 6)), model(x))
-    masked = classifier(variant).eval()
-    masked.load_state_dict(model.state_dict())
-    assert not torch.allclose(masked(x), model(x))
-
-
-@pytest.mark.parametrize("norm", ["layer", "batch", "batch_masked"])
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_classifier_trains_every_parameter(variant, norm):
-    model = classifier(variant, norm=norm)
-    padding = padding_mask([6, 2, 4], 6)
-    x = torch.randn(3, 6, 2).masked_fill(padding.unsqueeze(-1), torch.nan)
-    model(x, padding).square().sum().backward()
-    for name, parameter in model.named_parameters():
-        assert parameter.grad.isfinite().all() and parameter.grad.any(), name
-
-
-# ---- the C++ modules --------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def cpp_models(build_dir, tmp_path_factory):
-    """Folder of the models that tests/cpp/test_torchscript.cpp writes."""
-    program = build_dir / "bin" / "kktorch_tests"
-    if not program.is_file():
-        pytest.skip(f"the C++ tests are not built: {program}")
-    folder = tmp_path_factory.mktemp("models")
-    subprocess.run(
-        [program, "--gtest_filter=TorchScript.WritesModelsForPython"],
-        env={**os.environ, "KKTORCH_TEST_ARTIFACTS": str(folder)},
-        check=True,
-        capture_output=True,
-    )
-    return folder
-
-
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_cpp_model_loads_in_python_and_agrees(cpp_models, variant):
-    saved = torch.jit.load(cpp_models / f"{variant}.ts")
-    x, padding, logits = saved.example_x, saved.example_padding, saved.example_logits
-    torch.testing.assert_close(saved(x, padding), logits, rtol=0, atol=1e-6)
-
-    state = {k: v for k, v in saved.state_dict().items() if not k.startswith("example_")}
-    model = classifier(variant).eval()
-    model.load_state_dict(state, strict=True)
-    torch.testing.assert_close(model(x, padding), logits, rtol=0, atol=1e-6)
-
-
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_a_seed_gives_the_values_of_the_cpp_model(cpp_models, variant):
-    expected = torch.jit.load(cpp_models / f"{variant}.ts").state_dict()
-    torch.manual_seed(0)
-    for name, tensor in classifier(variant).state_dict().items():
-        assert torch.equal(tensor, expected[name]), name
-
-
 # ---- script, compile, export ------------------------------------------------------------------
 
 
@@ -308,25 +205,9 @@ def test_a_seed_gives_the_values_of_the_cpp_model(cpp_models, variant):
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_script(make_case, variant):
     module, args, options = make_case(variant)
-    file = io.BytesIO()
-    torch.jit.save(torch.jit.script(module), file)
-    file.seek(0)
-    scripted = torch.jit.load(file)
+    scripted = script_round_trip(module)
     for kwargs in ({}, options):
         torch.testing.assert_close(scripted(*args, **kwargs), module(*args, **kwargs))
-
-
-@pytest.mark.parametrize("norm", ["layer", "batch", "batch_masked"])
-def test_script_trains(norm):
-    model = classifier("bn", norm=norm, dropout=0.0).train()
-    scripted = torch.jit.script(copy.deepcopy(model))
-    x, padding = torch.randn(3, 5, 2), padding_mask([5, 1, 3], 5)
-    for module in (model, scripted):
-        module(x, padding).square().sum().backward()
-    torch.testing.assert_close(scripted.state_dict(), model.state_dict())
-    expected = dict(model.named_parameters())
-    for name, parameter in scripted.named_parameters():
-        torch.testing.assert_close(parameter.grad, expected[name].grad, msg=name)
 
 
 @CASES
@@ -342,26 +223,6 @@ def test_compile(make_case, variant):
     reference.square().sum().backward()
     for (name, p), q in zip(module.named_parameters(), expected.parameters(), strict=True):
         torch.testing.assert_close(p.grad, q.grad, msg=name)
-
-
-def test_compile_with_inductor():
-    model, args, options = classifier_case("bn")
-    compiled = torch.compile(model, fullgraph=True, dynamic=True)
-    torch.testing.assert_close(compiled(*args, **options), model(*args, **options))
-
-
-@pytest.mark.parametrize("ragged_masks", [True, False])
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_export_of_the_classifier_has_free_batch_and_length(variant, ragged_masks):
-    model = randomised(classifier(variant, ragged_masks=ragged_masks))
-    batch, length = torch.export.Dim("B", max=64), torch.export.Dim("L", max=6)
-    shapes = {0: batch, 1: length}
-    example = (torch.randn(3, 4, 2), padding_mask([4, 1, 3], 4))
-    exported = torch.export.export(model, example, dynamic_shapes=(shapes, shapes)).module()
-    for lengths in ([4, 1, 3], [6, 2], [2, 2, 1, 2, 2]):
-        longest = max(lengths)
-        inputs = torch.randn(len(lengths), longest, 2), padding_mask(lengths, longest)
-        torch.testing.assert_close(exported(*inputs), model(*inputs))
 
 
 @CASES
@@ -396,11 +257,6 @@ def test_export(make_case, variant):
         (lambda: TokenNorm("group", 4), "kind in {layer, batch, batch_masked}, but got 'group'"),
         (lambda: encoder("bn", activation="tanh"), "activation in {gelu, relu}, but got 'tanh'"),
         (lambda: encoder("bn", dropout=-0.1), "dropout in [0, 1), but got -0.1"),
-        (lambda: TimeSeriesClassifier(2, 0, 6), "classes >= 1, but got 0"),
-        (
-            lambda: classifier("bn").standardise_with(torch.zeros(2), torch.tensor([1.0, -1.0])),
-            "finite mean and std >= 0",
-        ),
     ],
 )
 def test_options_are_refused(make, message):
@@ -434,19 +290,6 @@ def test_options_are_refused(make, message):
             lambda x: attention("bn")(x, x, x, attn_mask=torch.zeros(2, 5, 5)),
             "AttentionBNSH: expected attn_mask bool or floating [5, 5] or [6, 5, 5], "
             "but got torch.float32 [2, 5, 5]",
-        ),
-        (
-            lambda x: classifier("bn")(torch.zeros(1, 7, 2)),
-            "TimeSeriesClassifier: expected x floating [B, L <= 6, 2], "
-            "but got torch.float32 [1, 7, 2]",
-        ),
-        (
-            lambda x: classifier("bn")(torch.zeros(1, 6, 2), torch.zeros(1, 5, dtype=torch.bool)),
-            "TimeSeriesClassifier: expected padding_mask bool [1, 6], but got torch.bool [1, 5]",
-        ),
-        (
-            lambda x: classifier("bn").standardise_with(torch.zeros(3), torch.ones(3)),
-            "TimeSeriesClassifier: expected mean and std of shape [2], but got [3] and [3]",
         ),
     ],
 )

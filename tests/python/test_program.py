@@ -120,7 +120,7 @@ def test_run_folder(finished, data):
         }
         config = read_json(run / "config.json")
         assert config["model"]["type"] == "TimeSeriesClassifier"
-        assert name == f"{config['model']['attention']}-seed{config['training']['seed']}"
+        assert name == f"{config['model']['encoder']['attention']}-seed{config['training']['seed']}"
         sizes = [config["data"][f"{part}_size"] for part in ("train", "validation", "test")]
         assert sizes == [36, 9, 24]
         assert config["data"]["class_labels"] == ["x", "y", "z"]
@@ -240,7 +240,7 @@ def test_checkpoint_of_another_model_is_refused(finished, kk, data, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(finished[0] / "bn-seed1", run)
     config = read_json(run / "config.json")
-    config["model"]["ffn"] = 24
+    config["model"]["encoder"]["ffn"] = 24
     (run / "config.json").write_text(json.dumps(config))
     refused = kk("predict", "--model", run, "--input", data / "Toy_TEST.ts", code=1)
     assert "linear1.bias [24] Float, but got [16] Float" in refused.stderr

@@ -34,7 +34,7 @@ def write_run(folder, attention, seed, epochs=EPOCHS):
     folder.mkdir(parents=True)
     data = {"name": "Toy", "train_size": 40, "validation_size": 8, "test_size": TEST_SIZE}
     data |= {"class_labels": CLASSES, "channels": 2, "max_length": 5}
-    model = {"type": "TimeSeriesClassifier", "attention": attention, "width": 16}
+    model = {"type": "TimeSeriesClassifier", "encoder": {"attention": attention, "width": 16}}
     training = {"epochs": EPOCHS, "lr": 0.001, "seed": seed}
     config = {"kktorch": "0.1.0", "model": model, "data": data, "training": training}
     write_json(folder / "config.json", config)

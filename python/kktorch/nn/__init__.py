@@ -6,8 +6,20 @@ written by either side loads in the other (``strict=True``). All of them work un
 """
 
 from kktorch.nn.attention_bnsh import AttentionBNSH
+from kktorch.nn.encoder import Encoder, EncoderOptions
 from kktorch.nn.encoder_layer import EncoderLayer
+from kktorch.nn.small_vit import SmallViT
 from kktorch.nn.time_series_classifier import TimeSeriesClassifier
+from kktorch.nn.token_classifier import TokenClassifier
 from kktorch.nn.token_norm import TokenNorm
 
-__all__ = ["AttentionBNSH", "EncoderLayer", "TimeSeriesClassifier", "TokenNorm"]
+__all__ = [
+    "AttentionBNSH",
+    "Encoder",
+    "EncoderLayer",
+    "EncoderOptions",
+    "SmallViT",
+    "TimeSeriesClassifier",
+    "TokenClassifier",
+    "TokenNorm",
+]

@@ -1,20 +1,22 @@
 """A transformer encoder that classifies multivariate time series of different lengths."""
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from kktorch.nn._classifier_inputs import check_padding_mask, set_standardisation
 from kktorch.nn._option_checks import check_positive
-from kktorch.nn.encoder_layer import EncoderLayer, activate
+from kktorch.nn.encoder import Encoder, EncoderOptions
+from kktorch.nn.encoder_layer import activate
 
 
 class TimeSeriesClassifier(nn.Module):
     """Series x [B, L, C] to logits [B, K]::
 
-        h = dropout(sqrt(width) * embedding((x - input_mean) / input_std) + position)
-        h = layers(h)
+        h = encoder(sqrt(width) * embedding((x - input_mean) / input_std))
         logits = head(flatten(dropout(activation(h)), padded steps zero, max_length steps))
 
     The shape of the public mvts_transformer (Zerveas et al., KDD 2021, arXiv 2010.02803).
@@ -23,27 +25,15 @@ class TimeSeriesClassifier(nn.Module):
         channels: C.
         classes: K.
         max_length: longest series; the flattening head fixes it.
-        width: of the encoder.
-        heads: of the attention.
-        ffn: hidden width of the feed-forward networks.
-        layers: number of encoder layers.
-        dropout: after the embedding, in the layers and before the head.
-        attention_dropout: on the attention probabilities, see :class:`EncoderLayer`.
-        norm: "layer", "batch" or "batch_masked", see :class:`TokenNorm`.
-        activation: "gelu" or "relu".
-        attention: "softmax" or "bn".
-        beta_mode: see :class:`AttentionBNSH`, also for the next three.
-        beta_init: initial or fixed beta.
-        use_std: divide the keys by their standard deviation.
-        eps: variance floor.
         ragged_masks: attention ignores padded steps. False: every series has max_length steps for
             it, the padded ones zero (as in code that masks nothing).
+        encoder: keyword arguments of :class:`EncoderOptions`.
 
-    Parameters: embedding (Linear C -> width), position [max_length, width], layers.<i>
-    (:class:`EncoderLayer`), head (Linear max_length width -> K). Buffers: input_mean, input_std
-    [C], so that a saved model takes raw series; 0 and 1 until :meth:`standardise_with` is called.
-    Initial values: position uniform in [-0.02, 0.02], all else as in ``torch.nn``; drawn in the
-    order in which the parameters are named here. A seed gives the same model in C++ and in Python.
+    Parameters: embedding (Linear C -> width), encoder (:class:`Encoder`, with learned positions),
+    head (Linear max_length width -> K). Buffers: input_mean, input_std [C], so that a saved model
+    takes raw series; 0 and 1 until :meth:`standardise_with` is called. Initial values are those of
+    ``torch.nn`` and :class:`Encoder`, drawn in this order. A seed gives the same model in C++ and
+    in Python.
 
     Raises:
         ValueError: "TimeSeriesClassifier: expected <option>, but got <value>".
@@ -55,53 +45,27 @@ class TimeSeriesClassifier(nn.Module):
         classes: int,
         max_length: int,
         *,
-        width: int = 128,
-        heads: int = 8,
-        ffn: int = 256,
-        layers: int = 3,
-        dropout: float = 0.1,
-        attention_dropout: float = 0.0,
-        norm: str = "batch",
-        activation: str = "gelu",
-        attention: str = "bn",
-        beta_mode: str = "fixed",
-        beta_init: float = 1.0,
-        use_std: bool = True,
-        eps: float = 1e-5,
         ragged_masks: bool = True,
+        **encoder: Any,
     ) -> None:
         super().__init__()
+        options = EncoderOptions(**encoder)
         expected = "TimeSeriesClassifier: expected "
         check_positive(expected + "channels", channels)
         check_positive(expected + "classes", classes)
         check_positive(expected + "max_length", max_length)
-        check_positive(expected + "layers", layers)
-        attention_options = {
-            "embed_dim": width,
-            "num_heads": heads,
-            "dropout": attention_dropout,
-            "variant": attention,
-            "beta_mode": beta_mode,
-            "beta_init": beta_init,
-            "use_std": use_std,
-            "eps": eps,
-            "stats_mask": ragged_masks,
-        }
+        check_positive(expected + "width", options.width)
         self.channels = channels
         self.max_length = max_length
-        self.dropout = dropout
-        self.activation = activation
+        self.dropout = options.dropout
+        self.activation = options.activation
         self.ragged_masks = ragged_masks
-        self.embedding_scale = math.sqrt(width)
+        self.embedding_scale = math.sqrt(options.width)
         self.register_buffer("input_mean", torch.zeros(channels))
         self.register_buffer("input_std", torch.ones(channels))
-        self.embedding = nn.Linear(channels, width)
-        self.position = nn.Parameter(torch.empty(max_length, width).uniform_(-0.02, 0.02))
-        self.layers = nn.ModuleList(
-            EncoderLayer(attention_options, ffn, dropout=dropout, norm=norm, activation=activation)
-            for _ in range(layers)
-        )
-        self.head = nn.Linear(max_length * width, classes)
+        self.embedding = nn.Linear(channels, options.width)
+        self.encoder = Encoder(options, max_length, stats_mask=ragged_masks)
+        self.head = nn.Linear(max_length * options.width, classes)
 
     @torch.jit.unused
     def standardise_with(self, mean: Tensor, std: Tensor) -> None:
@@ -109,17 +73,7 @@ class TimeSeriesClassifier(nn.Module):
 
         A channel with standard deviation 0 is centred only.
         """
-        expected = "TimeSeriesClassifier: expected "
-        if mean.shape != self.input_mean.shape or std.shape != self.input_std.shape:
-            raise RuntimeError(
-                f"{expected}mean and std of shape {list(self.input_mean.shape)}, "
-                f"but got {list(mean.shape)} and {list(std.shape)}"
-            )
-        if not (mean.isfinite().all() and std.isfinite().all() and (std >= 0).all()):
-            raise ValueError(f"{expected}finite mean and std >= 0, but got {mean} and {std}")
-        with torch.no_grad():
-            self.input_mean.copy_(mean)
-            self.input_std.copy_(std.masked_fill(std == 0, 1.0))
+        set_standardisation("TimeSeriesClassifier", mean, std, self.input_mean, self.input_std)
 
     def forward(self, x: Tensor, padding_mask: Tensor | None = None) -> Tensor:
         """Logits [B, K].
@@ -142,10 +96,7 @@ class TimeSeriesClassifier(nn.Module):
             missing = self.max_length - x.size(1)
             h = F.pad(h, [0, 0, 0, missing])
             padding = F.pad(padding, [0, missing], value=1.0)
-        h = self.embedding(h) * self.embedding_scale + self.position[: h.size(1)]
-        h = F.dropout(h, self.dropout, self.training)
-        for layer in self.layers:
-            h = layer(h, padding)
+        h = self.encoder(self.embedding(h) * self.embedding_scale, padding)
         h = F.dropout(activate(h, self.activation), self.dropout, self.training)
         if padding is not None:
             h = h.masked_fill(padding.unsqueeze(-1), 0.0)
@@ -153,7 +104,6 @@ class TimeSeriesClassifier(nn.Module):
         return self.head(h.flatten(1))
 
     def _check_inputs(self, x: Tensor, padding: Tensor | None) -> None:
-        expected = "TimeSeriesClassifier: expected "
         shape = list(x.shape)
         if (
             len(shape) != 3
@@ -162,12 +112,7 @@ class TimeSeriesClassifier(nn.Module):
             or shape[2] != self.channels
         ):
             raise RuntimeError(
-                f"{expected}x floating [B, L <= {self.max_length}, {self.channels}], "
-                f"but got {x.dtype} {shape}"
+                f"TimeSeriesClassifier: expected x floating "
+                f"[B, L <= {self.max_length}, {self.channels}], but got {x.dtype} {shape}"
             )
-        if padding is not None:
-            if padding.dtype != torch.bool or list(padding.shape) != shape[:2]:
-                raise RuntimeError(
-                    f"{expected}padding_mask bool {shape[:2]}, "
-                    f"but got {padding.dtype} {list(padding.shape)}"
-                )
+        check_padding_mask("TimeSeriesClassifier", padding, x)

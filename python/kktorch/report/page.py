@@ -75,7 +75,7 @@ def _settings(methods: dict[str, list[Run]]) -> list[dict]:
     sections = []
     every = [run for runs in methods.values() for run in runs]
     for section in ("model", "training", "data"):
-        names = dict.fromkeys(name for run in every for name in run.config.get(section, {}))
+        names = dict.fromkeys(name for run in every for name in _flat(run.config.get(section, {})))
         rows = []
         for name in names:
             values = [_joined(runs, section, name) for runs in methods.values()]
@@ -86,8 +86,16 @@ def _settings(methods: dict[str, list[Run]]) -> list[dict]:
 
 def _joined(runs: list[Run], section: str, name: str) -> str:
     """The distinct values of a setting over seeds."""
-    values = dict.fromkeys(_text(run.config.get(section, {}).get(name)) for run in runs)
+    values = dict.fromkeys(_text(_flat(run.config.get(section, {})).get(name)) for run in runs)
     return ", ".join(values)
+
+
+def _flat(settings: dict) -> dict:
+    """The settings, those of an object inside (the encoder of a model) next to the others."""
+    flat = {}
+    for name, value in settings.items():
+        flat |= value if isinstance(value, dict) else {name: value}
+    return flat
 
 
 def _text(value) -> str:

@@ -1,0 +1,61 @@
+#pragma once
+// The encoder that the classifiers share: learned positions and a stack of encoder layers.
+#include <torch/torch.h>
+
+#include <string>
+#include <vector>
+
+#include "models/encoder_layer.h"
+
+namespace kktorch {
+
+/// What a user chooses about the encoder of a model.
+struct EncoderOptions {
+  int64_t width = 128;
+  int64_t heads = 8;
+  int64_t ffn = 256;  ///< hidden width of the feed-forward networks
+  int64_t layers = 3;
+  double dropout = 0.1;             ///< after the positions and in the layers
+  double attention_dropout = 0.0;   ///< see EncoderLayerOptions::attention
+  std::string norm = "batch";       ///< "layer", "batch" or "batch_masked", see TokenNorm
+  bool norm_first = false;          ///< see EncoderLayer
+  std::string activation = "gelu";  ///< "gelu" or "relu"
+  std::string attention = "bn";     ///< AttentionBNSHOptions::variant
+  std::string beta_mode = "fixed";  ///< this and what follows: see AttentionBNSHOptions
+  double beta_init = 1.0;
+  bool use_std = true;
+  double eps = 1e-5;
+};
+
+/// What a model decides about its tokens.
+struct TokenLayout {
+  int64_t length = 0;      ///< of the longest sequence
+  bool stats_mask = true;  ///< AttentionBNSHOptions
+};
+
+/// Tokens x [B, L, width] to tokens of the same shape: layers(dropout(x + position)).
+///
+/// Parameters: position [length, width], initially uniform in [-0.02, 0.02]; layers.<i>
+/// (EncoderLayer). Initial values are drawn in this order.
+/// @throws c10::ValueError  "Encoder: expected <option>, but got <value>".
+class EncoderImpl : public torch::nn::Cloneable<EncoderImpl> {
+ public:
+  EncoderImpl(const EncoderOptions& options, const TokenLayout& layout);
+
+  void reset() override;
+
+  /// @param x             [B, L, width], L <= length. Padded tokens may hold any finite values.
+  /// @param padding_mask  bool [B, L], True = padding.
+  /// @return              [B, L, width]; what stands in padded tokens is to be dropped.
+  torch::Tensor forward(const torch::Tensor& x, const torch::Tensor& padding_mask = {});
+
+  void pretty_print(std::ostream& stream) const override;
+
+  EncoderOptions options;
+  TokenLayout layout;
+  torch::Tensor position;
+  torch::nn::ModuleList layers{nullptr};
+};
+TORCH_MODULE(Encoder);
+
+}  // namespace kktorch

@@ -1,0 +1,108 @@
+"""The encoder that the classifiers share: learned positions and a stack of encoder layers."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from kktorch.nn._option_checks import check_positive
+from kktorch.nn.encoder_layer import EncoderLayer
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderOptions:
+    """What a user chooses about the encoder of a model: keyword arguments of every classifier.
+
+    Args:
+        width: of the tokens.
+        heads: of the attention.
+        ffn: hidden width of the feed-forward networks.
+        layers: number of encoder layers.
+        dropout: after the positions and in the layers.
+        attention_dropout: on the attention probabilities, see :class:`EncoderLayer`.
+        norm: "layer", "batch" or "batch_masked", see :class:`TokenNorm`.
+        norm_first: see :class:`EncoderLayer`.
+        activation: "gelu" or "relu".
+        attention: the variant of :class:`AttentionBNSH`.
+        beta_mode: this and what follows: see :class:`AttentionBNSH`.
+        beta_init: initial or fixed beta.
+        use_std: divide the keys by their standard deviation.
+        eps: variance floor.
+    """
+
+    width: int = 128
+    heads: int = 8
+    ffn: int = 256
+    layers: int = 3
+    dropout: float = 0.1
+    attention_dropout: float = 0.0
+    norm: str = "batch"
+    norm_first: bool = False
+    activation: str = "gelu"
+    attention: str = "bn"
+    beta_mode: str = "fixed"
+    beta_init: float = 1.0
+    use_std: bool = True
+    eps: float = 1e-5
+
+
+class Encoder(nn.Module):
+    """Tokens x [B, L, width] to tokens of the same shape: ``layers(dropout(x + position))``.
+
+    Args:
+        options: the user's choices.
+        length: of the longest sequence.
+        stats_mask: see :class:`AttentionBNSH`.
+
+    Parameters: position [length, width], initially uniform in [-0.02, 0.02]; layers.<i>
+    (:class:`EncoderLayer`). Initial values are drawn in this order.
+
+    Raises:
+        ValueError: "Encoder: expected <option>, but got <value>".
+    """
+
+    def __init__(self, options: EncoderOptions, length: int, *, stats_mask: bool = True) -> None:
+        super().__init__()
+        check_positive("Encoder: expected width", options.width)
+        check_positive("Encoder: expected layers", options.layers)
+        check_positive("Encoder: expected length", length)
+        attention = {
+            "embed_dim": options.width,
+            "num_heads": options.heads,
+            "dropout": options.attention_dropout,
+            "variant": options.attention,
+            "beta_mode": options.beta_mode,
+            "beta_init": options.beta_init,
+            "use_std": options.use_std,
+            "eps": options.eps,
+            "stats_mask": stats_mask,
+        }
+        self.dropout = options.dropout
+        self.position = nn.Parameter(torch.empty(length, options.width).uniform_(-0.02, 0.02))
+        self.layers = nn.ModuleList(
+            EncoderLayer(
+                attention,
+                options.ffn,
+                dropout=options.dropout,
+                norm=options.norm,
+                norm_first=options.norm_first,
+                activation=options.activation,
+            )
+            for _ in range(options.layers)
+        )
+
+    def forward(self, x: Tensor, padding_mask: Tensor | None = None) -> Tensor:
+        """One pass.
+
+        Args:
+            x: [B, L, width], L <= length. Padded tokens may hold any finite values.
+            padding_mask: bool [B, L], True = padding.
+
+        Returns:
+            [B, L, width]; what stands in padded tokens is to be dropped.
+        """
+        h = F.dropout(x + self.position[: x.size(1)], self.dropout, self.training)
+        for layer in self.layers:
+            h = layer(h, padding_mask)
+        return h

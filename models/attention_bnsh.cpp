@@ -1,101 +1,53 @@
 #include "models/attention_bnsh.h"
 
 #include <array>
-#include <cmath>
-#include <limits>
 
-#include "models/option_checks.h"
-#include "ops/attention_bn.h"
+#include "models/attention_checks.h"
+#include "models/attention_variants.h"
 
 namespace kktorch {
-namespace {
 
+using detail::optional;
 using torch::Tensor;
 
-void check_options(const AttentionBNSHOptions& o) {
-  const std::string expected = "AttentionBNSH: expected ";
-  detail::check_choice(expected + "variant", o.variant, {"softmax", "bn"});
-  detail::check_choice(expected + "beta_mode", o.beta_mode, {"fixed", "scalar", "per_head"});
-  detail::check_positive(expected + "embed_dim", o.embed_dim);
-  detail::check_positive(expected + "num_heads", o.num_heads);
-  detail::check_positive(expected + "num_kv_heads", o.num_kv_heads.value_or(1));
-  detail::check_positive(expected + "kdim", o.kdim.value_or(1));
-  detail::check_positive(expected + "vdim", o.vdim.value_or(1));
-  detail::check_positive(expected + "value_head_dim", o.value_head_dim.value_or(1));
-  detail::check_probability(expected + "dropout", o.dropout);
-  TORCH_CHECK_VALUE(o.embed_dim % o.num_heads == 0, expected,
-                    "embed_dim divisible by num_heads, but got ", o.embed_dim, " and ",
-                    o.num_heads);
-  const auto kv_heads = o.num_kv_heads.value_or(o.num_heads);
-  TORCH_CHECK_VALUE(o.num_heads % kv_heads == 0, expected,
-                    "num_heads divisible by num_kv_heads, but got ", o.num_heads, " and ",
-                    kv_heads);
-  TORCH_CHECK_VALUE(std::isfinite(o.beta_init), expected, "a finite beta_init, but got ",
-                    o.beta_init);
-  TORCH_CHECK_VALUE(std::isfinite(o.eps) && o.eps >= 0, expected, "finite eps >= 0, but got ",
-                    o.eps);
-}
+namespace {
 
-/// What nn.MultiheadAttention documents, before anything is computed. Batch and length are named in
-/// the layout of the caller.
-void check_inputs(const AttentionBNSHOptions& o, const Tensor& query, const Tensor& key,
-                  const Tensor& value, const Tensor& padding, const Tensor& attn_mask,
-                  bool is_causal) {
-  const std::string expected = "AttentionBNSH: expected ";
-  const auto kdim = o.kdim.value_or(o.embed_dim), vdim = o.vdim.value_or(o.embed_dim);
-  TORCH_CHECK((query.dim() == 2 || query.dim() == 3) && key.dim() == query.dim() &&
-                  value.dim() == query.dim() && query.size(-1) == o.embed_dim &&
-                  key.size(-1) == kdim && value.size(-1) == vdim,
-              expected, "query, key, value of 2 or 3 dimensions and widths ", o.embed_dim, ", ",
-              kdim, ", ", vdim, ", but got ", query.sizes(), ", ", key.sizes(), ", ",
-              value.sizes());
-  const bool batched = query.dim() == 3;
-  const int64_t batch_dim = o.batch_first ? 0 : 1, length_dim = batched ? 1 - batch_dim : 0;
-  const auto batch = batched ? query.size(batch_dim) : 1;
-  const auto queries = query.size(length_dim), keys = key.size(length_dim);
-  TORCH_CHECK(key.sizes().slice(0, key.dim() - 1) == value.sizes().slice(0, value.dim() - 1) &&
-                  (!batched || key.size(batch_dim) == batch),
-              expected, "key and value of equal length and the batch size of query, but got ",
-              query.sizes(), ", ", key.sizes(), ", ", value.sizes());
-  TORCH_CHECK(!is_causal || queries == keys, expected,
-              "as many queries as keys with is_causal, but got ", queries, " and ", keys);
-
-  const auto padding_shape =
-      batched ? std::vector<int64_t>{batch, keys} : std::vector<int64_t>{keys};
-  TORCH_CHECK(!padding.defined() ||
-                  (padding.scalar_type() == torch::kBool && padding.sizes() == padding_shape),
-              expected, "key_padding_mask bool ", c10::IntArrayRef(padding_shape), ", but got ",
-              padding.scalar_type(), " ", padding.sizes());
-  const std::vector<int64_t> shared{queries, keys}, own{batch * o.num_heads, queries, keys};
-  TORCH_CHECK(!attn_mask.defined() ||
-                  ((attn_mask.scalar_type() == torch::kBool || attn_mask.is_floating_point()) &&
-                   (attn_mask.sizes() == shared || attn_mask.sizes() == own)),
-              expected, "attn_mask bool or floating ", c10::IntArrayRef(shared), " or ",
-              c10::IntArrayRef(own), ", but got ", attn_mask.scalar_type(), " ", attn_mask.sizes());
-}
-
-/// `mask` (bool, True = visible, or additive, or undefined) restricted to where `visible` is true.
-Tensor restrict_to(const Tensor& mask, const Tensor& visible) {
-  if (!mask.defined()) return visible;
-  if (mask.scalar_type() == torch::kBool) return mask.logical_and(visible);
-  return torch::where(visible, mask, -std::numeric_limits<double>::infinity());
-}
-
-std::optional<Tensor> optional(const Tensor& t) {
-  return t.defined() ? std::optional(t) : std::nullopt;
+/// The masks of nn.MultiheadAttention, in the convention of the ops. x [B, L, E].
+detail::AttentionMasks op_masks(const AttentionBNSHOptions& options, const Tensor& x, bool batched,
+                                const Tensor& key_padding_mask, const Tensor& attn_mask,
+                                bool is_causal) {
+  detail::AttentionMasks masks{.padding = {}, .attention = attn_mask, .is_causal = is_causal};
+  if (key_padding_mask.defined() && options.stats_mask) {
+    masks.padding = batched ? key_padding_mask : key_padding_mask.unsqueeze(0);
+  }
+  if (attn_mask.defined()) {
+    if (attn_mask.dim() == 3) {
+      masks.attention = attn_mask.unflatten(0, {x.size(0), options.num_heads});
+    }
+    if (attn_mask.scalar_type() == torch::kBool) masks.attention = masks.attention.logical_not();
+  }
+  return masks;
 }
 
 }  // namespace
 
-struct AttentionBNSHImpl::Masks {
-  Tensor padding;    ///< [B, S] bool, True = ignore; may be undefined
-  Tensor attention;  ///< [L, S] or [B, H, L, S], True = may attend, or additive; may be undefined
-  bool is_causal;
-};
+std::vector<int64_t> default_scales(int64_t heads) {
+  const int64_t levels = heads >= 8 ? 4 : heads >= 2 ? 2 : 1;
+  std::vector<int64_t> scales(heads);
+  for (int64_t h = 0; h < heads; ++h) scales[h] = int64_t{1} << (h * levels / heads);
+  return scales;
+}
 
 AttentionBNSHImpl::AttentionBNSHImpl(const AttentionBNSHOptions& options_) : options(options_) {
-  check_options(options);
+  detail::check_options(options);
   AttentionBNSHImpl::reset();
+}
+
+std::vector<int64_t> AttentionBNSHImpl::scales() const {
+  if (!options.pools()) return std::vector<int64_t>(num_kv_heads(), 1);
+  if (options.scales.empty()) return default_scales(num_kv_heads());
+  if (options.scales.size() == 1) return std::vector<int64_t>(num_kv_heads(), options.scales[0]);
+  return options.scales;
 }
 
 std::vector<int64_t> AttentionBNSHImpl::projection_rows() const {
@@ -127,10 +79,19 @@ void AttentionBNSHImpl::reset() {
     in_proj_bias = register_parameter("in_proj_bias", torch::zeros({total}));
     torch::nn::init::zeros_(out_proj->bias);
   }
-  if (options.variant == "bn" && options.beta_mode != "fixed") {
-    const auto shape = options.beta_mode == "per_head" ? std::vector<int64_t>{options.num_heads}
-                                                       : std::vector<int64_t>{};
+  if (options.normalises() && options.beta_mode != "fixed") {
+    const auto heads = options.is_linear() ? num_kv_heads() : options.num_heads;
+    const auto shape =
+        options.beta_mode == "per_head" ? std::vector<int64_t>{heads} : std::vector<int64_t>{};
     beta = register_parameter("beta", torch::full(shape, options.beta_init));
+  }
+  if (options.conv != "none") {
+    const auto conv = [&](const char* name, int64_t channels) {
+      return register_module(
+          name, TokenConv(channels, options.conv, options.conv_columns, options.num_special));
+    };
+    conv_q = conv("conv_q", rows[0]);
+    conv_k = conv("conv_k", rows[1]);
   }
 }
 
@@ -139,92 +100,69 @@ std::tuple<Tensor, Tensor> AttentionBNSHImpl::forward(const Tensor& query, const
                                                       const Tensor& key_padding_mask,
                                                       bool need_weights, const Tensor& attn_mask,
                                                       bool average_attn_weights, bool is_causal) {
-  check_inputs(options, query, key, value, key_padding_mask, attn_mask, is_causal);
+  detail::check_inputs(options, query, key, value, key_padding_mask, attn_mask, is_causal);
   const bool batched = query.dim() == 3;
   const auto to_batch_first = [&](const Tensor& t) {
     return !batched ? t.unsqueeze(0) : options.batch_first ? t : t.transpose(0, 1);
   };
-  const bool self_attention = query.is_same(key) && key.is_same(value);
-  const auto heads =
-      project(to_batch_first(query), to_batch_first(key), to_batch_first(value), self_attention);
-  const auto &q = heads[0], &k = heads[1], &v = heads[2];
+  // One tensor for equal inputs, so that what follows still sees that they are.
+  const auto x = to_batch_first(query);
+  const auto memory = key.is_same(query) ? x : to_batch_first(key);
+  const auto content = value.is_same(key) ? memory : to_batch_first(value);
 
-  Masks masks{.padding = {}, .attention = attn_mask, .is_causal = is_causal};
-  if (key_padding_mask.defined() && options.stats_mask) {
-    masks.padding = batched ? key_padding_mask : key_padding_mask.unsqueeze(0);
-  }
-  if (attn_mask.defined()) {
-    if (attn_mask.dim() == 3) masks.attention = attn_mask.unflatten(0, {q.size(0), q.size(1)});
-    if (attn_mask.scalar_type() == torch::kBool) masks.attention = masks.attention.logical_not();
-  }
-
+  const auto masks = op_masks(options, x, batched, key_padding_mask, attn_mask, is_causal);
   const double dropout = is_training() ? options.dropout : 0.0;
-  auto out = out_proj->forward(attend(q, k, v, masks, dropout).transpose(1, 2).flatten(2));
-  out = !batched ? out.squeeze(0) : options.batch_first ? out : out.transpose(0, 1);
-  if (!need_weights) return {out, Tensor()};
+  Tensor heads, weights;
+  if (options.pools() && !conv_k && !is_causal && !attn_mask.defined() && !need_weights) {
+    heads = detail::attend_pooled_inputs(*this, x, memory, content, masks.padding, dropout);
+  } else {
+    auto projected = project(x, memory, content);
+    auto &q = projected[0], &k = projected[1], &v = projected[2];
+    if (conv_k) {
+      q = conv_q->forward(q, memory.is_same(x) ? masks.padding : Tensor(), is_causal);
+      k = conv_k->forward(k, masks.padding, is_causal);
+    }
+    heads = detail::attend(*this, q, k, v, masks, dropout);
+    if (need_weights) {
+      // The output is P v: with the identity in place of v it is P itself, whatever the variant.
+      const auto size = k.size(2);
+      const auto eye = torch::eye(size, v.options()).expand({k.size(0), k.size(1), size, size});
+      weights = detail::attend(*this, q, k, eye, masks, /*dropout=*/0.0);
+      if (average_attn_weights) weights = weights.mean(1);
+      if (!batched) weights = weights.squeeze(0);
+    }
+  }
+  const auto out = out_proj->forward(heads.transpose(1, 2).flatten(2));
+  return {!batched ? out.squeeze(0) : options.batch_first ? out : out.transpose(0, 1), weights};
+}
 
-  // The output is P v: with the identity in place of v it is P itself, whatever the variant.
-  const auto size = k.size(2);
-  const auto identity = torch::eye(size, v.options()).expand({k.size(0), k.size(1), size, size});
-  auto weights = attend(q, k, identity, masks, /*dropout=*/0.0);
-  if (average_attn_weights) weights = weights.mean(1);
-  return {out, batched ? weights : weights.squeeze(0)};
+std::pair<Tensor, Tensor> AttentionBNSHImpl::projection(size_t i) const {
+  const auto rows = projection_rows();
+  const auto bias = in_proj_bias.defined() ? in_proj_bias.split_with_sizes(rows)[i] : Tensor();
+  if (in_proj_weight.defined()) return {in_proj_weight.split_with_sizes(rows)[i], bias};
+  return {std::array{q_proj_weight, k_proj_weight, v_proj_weight}[i], bias};
 }
 
 /// Query, key and value heads [B, heads, length, width].
 std::vector<Tensor> AttentionBNSHImpl::project(const Tensor& query, const Tensor& key,
-                                               const Tensor& value, bool self_attention) const {
-  const auto rows = projection_rows();
-  std::vector<Tensor> projected(3);
-  if (self_attention && in_proj_weight.defined()) {  // one matrix product instead of three
-    projected =
-        torch::linear(query, in_proj_weight, optional(in_proj_bias)).split_with_sizes(rows, -1);
+                                               const Tensor& value) const {
+  std::vector<Tensor> projected;
+  if (in_proj_weight.defined() && query.is_same(key) && key.is_same(value)) {
+    // One matrix product instead of three.
+    projected = torch::linear(query, in_proj_weight, optional(in_proj_bias))
+                    .split_with_sizes(projection_rows(), -1);
   } else {
-    const auto weights = in_proj_weight.defined()
-                             ? in_proj_weight.split_with_sizes(rows)
-                             : std::vector{q_proj_weight, k_proj_weight, v_proj_weight};
-    const auto biases =
-        in_proj_bias.defined() ? in_proj_bias.split_with_sizes(rows) : std::vector<Tensor>(3);
     const std::array inputs{query, key, value};
     for (size_t i = 0; i < inputs.size(); ++i) {
-      projected[i] = torch::linear(inputs[i], weights[i], optional(biases[i]));
+      const auto [weight, bias] = projection(i);
+      projected.push_back(torch::linear(inputs[i], weight, optional(bias)));
     }
   }
   const std::array widths{head_dim(), head_dim(), value_head_dim()};
-  for (size_t i = 0; i < projected.size(); ++i) {
-    projected[i] = projected[i].unflatten(-1, {rows[i] / widths[i], widths[i]}).transpose(1, 2);
+  for (size_t i = 0; i < widths.size(); ++i) {
+    projected[i] = detail::split_heads(projected[i], widths[i]);
   }
   return projected;
-}
-
-/// The heads' outputs [B, H, L, Dv]. A further variant (scaled heads, linear attention) is a
-/// further case here, together with its name in check_options.
-Tensor AttentionBNSHImpl::attend(const Tensor& query, const Tensor& key, const Tensor& value,
-                                 const Masks& masks, double dropout) const {
-  const bool gqa = num_kv_heads() != options.num_heads;
-  if (options.variant == "bn") {
-    return attention_bn(query, key, value, optional(beta), optional(masks.padding),
-                        optional(masks.attention), /*key_weight=*/{},
-                        beta.defined() ? 1.0 : options.beta_init, options.use_std, options.eps,
-                        /*stats=*/"auto", masks.is_causal, /*query_offset=*/{}, dropout,
-                        /*scale=*/{}, gqa);
-  }
-  // scaled_dot_product_attention multiplies padded keys and values by 0: select, they may be NaN.
-  // It takes is_causal only without a mask.
-  auto k = key, v = value, mask = masks.attention;
-  if (masks.padding.defined()) {
-    const auto padded = masks.padding.unsqueeze(1).unsqueeze(-1);
-    k = k.masked_fill(padded, 0);
-    v = v.masked_fill(padded, 0);
-    mask = restrict_to(mask, masks.padding.logical_not().unsqueeze(1).unsqueeze(1));
-  }
-  if (masks.is_causal && mask.defined()) {
-    const auto visible =
-        torch::ones({query.size(2), key.size(2)}, mask.options().dtype(torch::kBool));
-    mask = restrict_to(mask, visible.tril());
-  }
-  return at::scaled_dot_product_attention(query, k, v, optional(mask), dropout,
-                                          masks.is_causal && !mask.defined(), /*scale=*/{}, gqa);
 }
 
 void AttentionBNSHImpl::pretty_print(std::ostream& stream) const {
@@ -232,11 +170,16 @@ void AttentionBNSHImpl::pretty_print(std::ostream& stream) const {
          << ", num_heads=" << options.num_heads << ", num_kv_heads=" << num_kv_heads()
          << ", value_head_dim=" << value_head_dim() << ", dropout=" << options.dropout
          << ", batch_first=" << options.batch_first << ", variant=" << options.variant;
-  if (options.variant == "bn") {
+  if (options.normalises()) {
     stream << ", beta_mode=" << options.beta_mode << ", beta_init=" << options.beta_init
            << ", use_std=" << options.use_std << ", eps=" << options.eps;
   }
-  stream << ", stats_mask=" << options.stats_mask << ")";
+  if (options.pools()) {
+    stream << ", scales=" << c10::IntArrayRef(scales()) << ", tail=" << options.tail
+           << ", count_weighting=" << options.count_weighting
+           << ", num_special=" << options.num_special;
+  }
+  stream << ", conv=" << options.conv << ", stats_mask=" << options.stats_mask << ")";
 }
 
 }  // namespace kktorch

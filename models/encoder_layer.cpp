@@ -29,28 +29,49 @@ void EncoderLayerImpl::reset() {
 
 Tensor EncoderLayerImpl::forward(const Tensor& x, const Tensor& key_padding_mask,
                                  const Tensor& attn_mask, bool is_causal) {
+  return run(x, key_padding_mask, [&](const Tensor& t) {
+    return std::get<0>(self_attn(t, t, t, key_padding_mask, false, attn_mask, true, is_causal));
+  });
+}
+
+Tensor EncoderLayerImpl::decode(const Tensor& x_new, KVCache& cache,
+                                const std::vector<int64_t>& valid) {
+  TORCH_CHECK(!is_training(),
+              "EncoderLayer: expected evaluation mode to decode, but got training mode");
+  torch::NoGradGuard no_grad;
+  return run(x_new, {}, [&](const Tensor& t) { return self_attn->decode(t, cache, valid); });
+}
+
+Tensor EncoderLayerImpl::run(const Tensor& x, const Tensor& padding, const Branch& attention) {
   const auto dropout = [this](const Tensor& t) {
     return torch::dropout(t, options.dropout, is_training());
-  };
-  const auto attention = [&](const Tensor& t) {
-    return dropout(
-        std::get<0>(self_attn(t, t, t, key_padding_mask, false, attn_mask, true, is_causal)));
   };
   const auto feed_forward = [&](const Tensor& t) {
     return dropout(linear2(dropout(activate(linear1(t), options.activation))));
   };
   if (options.norm_first) {
-    const auto y = x + attention(norm1(x, key_padding_mask));
-    return y + feed_forward(norm2(y, key_padding_mask));
+    const auto y = x + dropout(attention(norm1(x, padding)));
+    return y + feed_forward(norm2(y, padding));
   }
-  const auto y = norm1(x + attention(x), key_padding_mask);
-  return norm2(y + feed_forward(y), key_padding_mask);
+  const auto y = norm1(x + dropout(attention(x)), padding);
+  return norm2(y + feed_forward(y), padding);
 }
 
 void EncoderLayerImpl::pretty_print(std::ostream& stream) const {
   stream << std::boolalpha << "kktorch::EncoderLayer(ffn=" << options.ffn
          << ", dropout=" << options.dropout << ", norm=" << options.norm
          << ", norm_first=" << options.norm_first << ", activation=" << options.activation << ")";
+}
+
+Tensor decode_layers(const torch::nn::ModuleListImpl& layers, const Tensor& x_new,
+                     std::vector<KVCache>& caches, const std::vector<int64_t>& valid) {
+  TORCH_CHECK(caches.size() == layers.size(), "EncoderLayer: expected ", layers.size(),
+              " caches, one per layer, but got ", caches.size());
+  auto x = x_new;
+  for (size_t i = 0; i < caches.size(); ++i) {
+    x = layers[i]->as<EncoderLayer>()->decode(x, caches[i], valid);
+  }
+  return x;
 }
 
 }  // namespace kktorch

@@ -2,7 +2,9 @@
 // Transformer encoder layer: attention and a two-layer feed-forward network, each with a residual.
 #include <torch/torch.h>
 
+#include <functional>
 #include <string>
+#include <vector>
 
 #include "models/attention_bnsh.h"
 #include "models/token_norm.h"
@@ -42,14 +44,28 @@ class EncoderLayerImpl : public torch::nn::Cloneable<EncoderLayerImpl> {
   torch::Tensor forward(const torch::Tensor& x, const torch::Tensor& key_padding_mask = {},
                         const torch::Tensor& attn_mask = {}, bool is_causal = false);
 
+  /// The next tokens x_new [B, T, width] of sequences whose past is in `cache`, made by
+  /// self_attn->make_cache(): AttentionBNSH::decode() in place of the causal attention. Evaluation
+  /// mode only.
+  torch::Tensor decode(const torch::Tensor& x_new, KVCache& cache,
+                       const std::vector<int64_t>& valid = {});
+
   void pretty_print(std::ostream& stream) const override;
 
   EncoderLayerOptions options;
   AttentionBNSH self_attn{nullptr};
   torch::nn::Linear linear1{nullptr}, linear2{nullptr};
   TokenNorm norm1{nullptr}, norm2{nullptr};
+
+ private:
+  using Branch = std::function<torch::Tensor(const torch::Tensor&)>;
+  torch::Tensor run(const torch::Tensor& x, const torch::Tensor& padding, const Branch& attention);
 };
 TORCH_MODULE(EncoderLayer);
+
+/// A stack of EncoderLayer, one after the other, with a cache each.
+torch::Tensor decode_layers(const torch::nn::ModuleListImpl& layers, const torch::Tensor& x_new,
+                            std::vector<KVCache>& caches, const std::vector<int64_t>& valid = {});
 
 /// "gelu" (exact) or "relu".
 torch::Tensor activate(const torch::Tensor& x, const std::string& activation);

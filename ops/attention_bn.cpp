@@ -118,9 +118,14 @@ Tensor attention_bn_composite(const Tensor& query, const Tensor& key, const Tens
 // ---- Meta ----
 
 template <typename Arguments>
+detail::AttentionArguments shared_arguments(const Arguments& a) {
+  return {a.query,     a.key,        a.value, a.beta,      a.key_padding_mask,
+          a.attn_mask, a.key_weight, a.eps,   a.dropout_p, true};
+}
+
+template <typename Arguments>
 void check_private(const Arguments& a) {
-  detail::check_attention(kName, {a.query, a.key, a.value, a.beta, a.key_padding_mask, a.attn_mask,
-                                  a.key_weight, a.eps, a.dropout_p, true});
+  detail::check_attention(kName, shared_arguments(a));
   TORCH_CHECK_NOT_IMPLEMENTED(
       a.stats == "global" || a.stats == "prefix", kName,
       ": expected stats 'global' or 'prefix' below the public op, but got '", a.stats, "'");
@@ -156,43 +161,26 @@ FourTensors backward_meta(const Backward& a) {
 
 // ---- CPU and CUDA: state the problem, leave it to a back end ----
 
-Tensor total_key_weight(const Tensor& query, const OptionalTensor& key_padding_mask,
-                        const OptionalTensor& key_weight) {
-  const auto acc = at::toOpMathType(query.scalar_type());
-  if (!key_weight && !key_padding_mask) return {};
-  if (!key_weight) return key_padding_mask->logical_not().to(acc);
-#ifndef NDEBUG
-  if (query.is_cpu())
-    TORCH_CHECK_VALUE(key_weight->ge(0).all().item<bool>(), kName,
-                      ": expected key_weight >= 0, but got a negative or NaN weight");
-#endif
-  const auto weight = key_weight->to(acc);
-  return (key_padding_mask ? weight.masked_fill(*key_padding_mask, 0) : weight).contiguous();
-}
-
 template <typename Arguments>
 AttentionProblem make_problem(const Arguments& a) {
   const auto acc = a.query.options().dtype(at::toOpMathType(a.query.scalar_type()));
   const int64_t H = a.query.size(1);
+  const bool plain = !a.beta && a.beta_value == 0 && !a.use_std;
   return {.query = detail::channels_contiguous(a.query),
           .key = detail::channels_contiguous(a.key),
           .value = detail::channels_contiguous(a.value),
           .beta = a.beta ? a.beta->to(acc.dtype()).expand({H}).contiguous()
                          : at::full({H}, a.beta_value, acc),
-          .key_weight = total_key_weight(a.query, a.key_padding_mask, a.key_weight),
+          .key_weight = detail::total_key_weight(kName, shared_arguments(a)),
           .attn_mask = a.attn_mask.value_or(Tensor()),
           .eps = a.eps,
           .scale = a.scale,
           .dropout_p = a.dropout_p,
           .use_std = a.use_std,
-          .prefix = a.stats == "prefix",
+          .plain = plain,
+          .prefix = a.stats == "prefix" && !plain,
           .is_causal = a.is_causal,
           .query_offset = a.query_offset.expect_int()};
-}
-
-// Nothing to compute, or no keys to attend to: zeros, without a back end.
-bool is_trivial(const AttentionProblem& p) {
-  return p.query.numel() == 0 || p.value.numel() == 0 || p.key.numel() == 0;
 }
 
 FourTensors zeroed(FourTensors tensors) {
@@ -203,7 +191,7 @@ FourTensors zeroed(FourTensors tensors) {
 FourTensors forward_kernel(const Forward& a) {
   auto empty = forward_meta(a);
   const auto problem = make_problem(a);
-  if (is_trivial(problem)) return zeroed(empty);
+  if (detail::is_trivial(problem)) return zeroed(empty);
   const auto result = detail::attention_backend(problem).forward(problem);
   return {result.out, result.logsumexp, result.statistics, result.rng_state};
 }
@@ -211,7 +199,7 @@ FourTensors forward_kernel(const Forward& a) {
 FourTensors backward_kernel(const Backward& a) {
   auto result = backward_meta(a);
   const auto problem = make_problem(a);
-  if (is_trivial(problem)) return zeroed(result);
+  if (detail::is_trivial(problem)) return zeroed(result);
   const auto grads = detail::attention_backend(problem).backward(
       problem, {a.out, a.logsumexp, a.stats_saved, a.rng_state}, a.grad_out);
   auto& [query, key, value, beta] = result;

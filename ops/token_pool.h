@@ -30,4 +30,14 @@ std::tuple<at::Tensor, at::Tensor> token_pool(
     const std::optional<at::Tensor>& key_padding_mask = {}, std::string_view mode = "avg",
     std::string_view tail = "ceil", const c10::SymInt& num_special = 0);
 
+namespace detail {
+
+/// The adjoint of the mean: a window's gradient, divided by its count, at each of its valid tokens;
+/// 0 at all other tokens of the `length`. [B, length, C] or [B, H, length, C].
+at::Tensor token_pool_backward(const at::Tensor& grad_pooled, const at::Tensor& count,
+                               const std::optional<at::Tensor>& key_padding_mask,
+                               const c10::SymInt& length, const c10::SymInt& window,
+                               std::string_view tail = "ceil", const c10::SymInt& num_special = 0);
+
+}  // namespace detail
 }  // namespace kktorch

@@ -1,7 +1,7 @@
 #pragma once
 // The part of Attention-BN around softmax attention: statistics, normalised queries and keys, and
-// their gradients. Three implementations of one interface: CPU kernels, a composition of ATen ops
-// for any device, CUDA kernels.
+// their gradients. Implementations of one interface: CPU kernels, a composition of ATen ops for any
+// device, CUDA kernels, and nothing at all for ordinary softmax attention.
 #include "ops/attention/problem.h"
 
 namespace kktorch::detail {
@@ -29,6 +29,7 @@ struct Normaliser {
 
 const Normaliser& cpu_normaliser();
 const Normaliser& aten_normaliser();
+const Normaliser& plain_normaliser();  // AttentionProblem::plain
 
 #ifdef KKTORCH_WITH_CUDA
 const Normaliser& cuda_normaliser();  // global statistics only
@@ -39,5 +40,13 @@ const Normaliser& cuda_normaliser();  // global statistics only
 bool use_cuda_kernels();
 
 const Normaliser& normaliser_for(const AttentionProblem& problem);
+
+/// Row-dependent scales exclude the balanced form, whose operands 16-bit types can hold (1/eps
+/// overflows float16): prefix problems are computed in the accumulation type and rounded once.
+AttentionProblem in_working_dtype(AttentionProblem problem);
+
+/// The values, 0 where the key is ignored: padded values may hold anything, and a probability of 0
+/// times NaN would still be NaN.
+at::Tensor valid_values(const AttentionProblem& problem);
 
 }  // namespace kktorch::detail

@@ -2,16 +2,14 @@
 // over threads. Blocks and the order in which their sums are merged are fixed, so results do not
 // depend on the number of threads.
 #include <ATen/Dispatch.h>
-#include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/zeros.h>
 #include <c10/util/SmallVector.h>
 
-#include <vector>
-
 #include "csrc/attention/bn_global.h"
 #include "csrc/attention/bn_prefix.h"
 #include "ops/attention/normalise.h"
+#include "ops/common/head_rows.h"
 
 namespace kktorch::detail {
 namespace {
@@ -22,33 +20,11 @@ using csrc::Rows;
 
 constexpr int64_t kBlockRows =
     1024;  // a block of float32 rows of 128 channels fills half an L2 cache
-constexpr int64_t kTaskElements = 32768;  // work that is worth a thread
 
 int64_t blocks_of(int64_t rows) { return (rows + kBlockRows - 1) / kBlockRows; }
 
 Block block_at(int64_t index, int64_t rows) {
   return {index * kBlockRows, std::min(rows, (index + 1) * kBlockRows)};
-}
-
-template <typename T>
-Rows<const T> rows_of(const Tensor& t, int64_t b, int64_t h) {
-  return {t.const_data_ptr<T>() + b * t.stride(0) + h * t.stride(1), t.stride(2)};
-}
-
-template <typename T>
-Rows<T> mutable_rows_of(const Tensor& t, int64_t b, int64_t h) {
-  return {t.mutable_data_ptr<T>() + b * t.stride(0) + h * t.stride(1), t.stride(2)};
-}
-
-/// f(unit, scratch) for all units, in parallel; `elements` is the work of a unit. Each thread has
-/// its own scratch.
-template <typename A, typename F>
-void for_each(int64_t units, int64_t elements, int64_t scratch_size, const F& f) {
-  const int64_t grain = std::max<int64_t>(1, kTaskElements / std::max<int64_t>(1, elements));
-  at::parallel_for(0, units, grain, [&](int64_t begin, int64_t end) {
-    std::vector<A> scratch(scratch_size);
-    for (int64_t u = begin; u < end; ++u) f(u, scratch.data());
-  });
 }
 
 /// A pass over all heads: `begin` on the head, `first` on each of its `first_blocks` blocks,

@@ -1,5 +1,7 @@
 #include "ops/attention/problem.h"
 
+#include <ATen/OpMathType.h>
+#include <ATen/TensorOperators.h>
 #include <ATen/ops/empty.h>
 
 #include <array>
@@ -10,10 +12,6 @@ namespace {
 
 using at::Tensor;
 
-bool is_supported(at::ScalarType type) {
-  return type == at::kHalf || type == at::kBFloat16 || type == at::kFloat || type == at::kDouble;
-}
-
 void check_shapes(std::string_view op, const AttentionArguments& a) {
   const auto &q = a.query, &k = a.key, &v = a.value;
   TORCH_CHECK(q.dim() == 4 && k.dim() == 4 && v.dim() == 4, op,
@@ -22,7 +20,7 @@ void check_shapes(std::string_view op, const AttentionArguments& a) {
   TORCH_CHECK(q.device() == k.device() && q.device() == v.device(), op,
               ": expected query, key, value on one device, but got ", q.device(), ", ", k.device(),
               ", ", v.device());
-  TORCH_CHECK(is_supported(q.scalar_type()) && q.scalar_type() == k.scalar_type() &&
+  TORCH_CHECK(is_supported_dtype(q.scalar_type()) && q.scalar_type() == k.scalar_type() &&
                   q.scalar_type() == v.scalar_type(),
               op,
               ": expected query, key, value of one dtype in {float16, bfloat16, float32, float64}, "
@@ -139,8 +137,37 @@ AttentionDefaults settle_attention(std::string_view op, const AttentionArguments
                                           a.query.sym_size(3).guard_int(__FILE__, __LINE__))))};
 }
 
+bool is_supported_dtype(at::ScalarType type) {
+  return type == at::kHalf || type == at::kBFloat16 || type == at::kFloat || type == at::kDouble;
+}
+
 Tensor empty_heads_last(c10::SymIntArrayRef sizes, const at::TensorOptions& options) {
   return at::empty_symint({sizes[0], sizes[2], sizes[1], sizes[3]}, options).transpose(1, 2);
+}
+
+Tensor heads_last(const Tensor& t, at::ScalarType dtype) {
+  auto out = empty_heads_last(t.sym_sizes(), t.options().dtype(dtype));
+  if (t.scalar_type() == dtype && t.strides() == out.strides()) return t;
+  return out.copy_(t);
+}
+
+Tensor total_key_weight(std::string_view op, const AttentionArguments& a) {
+  const auto acc = at::toOpMathType(a.query.scalar_type());
+  if (!a.key_weight && !a.key_padding_mask) return {};
+  if (!a.key_weight) return a.key_padding_mask->logical_not().to(acc);
+#ifndef NDEBUG
+  if (a.query.is_cpu())
+    TORCH_CHECK_VALUE(a.key_weight->ge(0).all().item<bool>(), op,
+                      ": expected key_weight >= 0, but got a negative or NaN weight");
+#else
+  (void)op;
+#endif
+  const auto weight = a.key_weight->to(acc);
+  return (a.key_padding_mask ? weight.masked_fill(*a.key_padding_mask, 0) : weight).contiguous();
+}
+
+bool is_trivial(const AttentionProblem& p) {
+  return p.query.numel() == 0 || p.value.numel() == 0 || p.key.numel() == 0;
 }
 
 Tensor channels_contiguous(const Tensor& tensor) {

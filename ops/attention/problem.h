@@ -47,6 +47,7 @@ struct AttentionProblem {
       attn_mask;  // bool or floating, [M, N] or [B|1, H|1, M, N]; undefined where there is none
   double eps, scale, dropout_p;
   bool use_std;
+  bool plain;      // softmax attention on query and key as they are: beta 0, no division
   bool prefix;     // statistics of the keys up to the query's position; otherwise of all keys
   bool is_causal;  // query i sees keys j <= query_offset + i
   int64_t query_offset;
@@ -81,12 +82,24 @@ struct AttentionBackend {
                                  const at::Tensor& grad_out);
 };
 
+/// n_j in the dtype acc, [B, N]: key_weight, 0 where padded; undefined where every key weighs 1.
+at::Tensor total_key_weight(std::string_view op, const AttentionArguments& arguments);
+
+/// Nothing to compute, or no keys to attend to: the result is 0, without a back end.
+bool is_trivial(const AttentionProblem& problem);
+
 /// The back end for a problem that is not empty. "stock": ATen's softmax attention on normalised
 /// tensors.
 const AttentionBackend& attention_backend(const AttentionProblem& problem);
 
+/// float16, bfloat16, float32 or float64.
+bool is_supported_dtype(at::ScalarType type);
+
 /// [B, H, L, width] stored as (B, L, H, width): the layout of every attention output and gradient.
 at::Tensor empty_heads_last(c10::SymIntArrayRef sizes, const at::TensorOptions& options);
+
+/// `t` in `dtype`, stored (B, L, H, width); itself if it is.
+at::Tensor heads_last(const at::Tensor& t, at::ScalarType dtype);
 
 /// `tensor` itself if its channels are contiguous, else a contiguous copy.
 at::Tensor channels_contiguous(const at::Tensor& tensor);

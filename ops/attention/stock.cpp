@@ -56,12 +56,6 @@ Tensor logit_bias(const AttentionProblem& p) {
   return bias;
 }
 
-/// Padded values may hold anything; a probability of 0 times NaN would still be NaN.
-Tensor valid_values(const AttentionProblem& p) {
-  if (!p.key_weight.defined()) return p.value;
-  return p.value.masked_fill((p.key_weight == 0).view({p.B(), 1, p.N(), 1}), 0);
-}
-
 SoftmaxAttention softmax_problem(const AttentionProblem& p, const NormalisedOperands& operands) {
   return {.query = operands.query,
           .key = operands.key,
@@ -70,21 +64,6 @@ SoftmaxAttention softmax_problem(const AttentionProblem& p, const NormalisedOper
           .is_causal = causal_hides_keys(p) && plain_causal(p),
           .scale = p.scale,
           .dropout_p = p.dropout_p};
-}
-
-/// Row-dependent scales exclude the balanced form, whose operands 16-bit types can hold (1/eps
-/// overflows float16): prefix problems are computed in the accumulation type and rounded once.
-AttentionProblem in_working_dtype(AttentionProblem p) {
-  if (!p.prefix) return p;
-  p.query = p.query.to(p.acc()), p.key = p.key.to(p.acc()), p.value = p.value.to(p.acc());
-  return p;
-}
-
-/// `t` in `dtype`, stored (B, L, H, width).
-Tensor heads_last(const Tensor& t, at::ScalarType dtype) {
-  auto out = empty_heads_last(t.sym_sizes(), t.options().dtype(dtype));
-  if (t.scalar_type() == dtype && t.strides() == out.strides()) return t;
-  return out.copy_(t);
 }
 
 AttentionResult forward(const AttentionProblem& problem) {
@@ -180,11 +159,23 @@ bool use_cuda_kernels() {
 }
 
 const Normaliser& normaliser_for(const AttentionProblem& p) {
+  if (p.plain) return plain_normaliser();
   if (p.query.is_cpu()) return cpu_normaliser();
 #ifdef KKTORCH_WITH_CUDA
   if (use_cuda_kernels() && !p.prefix) return cuda_normaliser();
 #endif
   return aten_normaliser();
+}
+
+AttentionProblem in_working_dtype(AttentionProblem p) {
+  if (!p.prefix) return p;
+  p.query = p.query.to(p.acc()), p.key = p.key.to(p.acc()), p.value = p.value.to(p.acc());
+  return p;
+}
+
+Tensor valid_values(const AttentionProblem& p) {
+  if (!p.key_weight.defined()) return p.value;
+  return p.value.masked_fill((p.key_weight == 0).view({p.B(), 1, p.N(), 1}), 0);
 }
 
 }  // namespace kktorch::detail

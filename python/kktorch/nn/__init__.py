@@ -5,12 +5,15 @@ written by either side loads in the other (``strict=True``). All of them work un
 ``torch.jit.script``, ``torch.compile`` and ``torch.export``.
 """
 
+from kktorch.nn._attention_parameters import default_scales
 from kktorch.nn.attention_bnsh import AttentionBNSH
 from kktorch.nn.encoder import Encoder, EncoderOptions
-from kktorch.nn.encoder_layer import EncoderLayer
+from kktorch.nn.encoder_layer import EncoderLayer, decode_layers
+from kktorch.nn.kv_cache import KVCache
 from kktorch.nn.small_vit import SmallViT
 from kktorch.nn.time_series_classifier import TimeSeriesClassifier
 from kktorch.nn.token_classifier import TokenClassifier
+from kktorch.nn.token_conv import TokenConv
 from kktorch.nn.token_norm import TokenNorm
 
 __all__ = [
@@ -22,4 +25,8 @@ __all__ = [
     "TimeSeriesClassifier",
     "TokenClassifier",
     "TokenNorm",
+    "KVCache",
+    "TokenConv",
+    "decode_layers",
+    "default_scales",
 ]

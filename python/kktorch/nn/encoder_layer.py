@@ -1,13 +1,15 @@
 """Transformer encoder layer: attention and a feed-forward network, each with a residual."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kktorch.nn._option_checks import check_choice, check_positive, check_probability
 from kktorch.nn.attention_bnsh import AttentionBNSH
+from kktorch.nn.kv_cache import KVCache
 from kktorch.nn.token_norm import TokenNorm
 
 
@@ -78,11 +80,22 @@ class EncoderLayer(nn.Module):
         """
         if self.norm_first:
             normed = self.norm1(x, key_padding_mask)
-            y = x + self._attention(normed, key_padding_mask, attn_mask, is_causal)
-            return y + self._feed_forward(self.norm2(y, key_padding_mask))
-        y = x + self._attention(x, key_padding_mask, attn_mask, is_causal)
-        y = self.norm1(y, key_padding_mask)
-        return self.norm2(y + self._feed_forward(y), key_padding_mask)
+            attended = self._attention(normed, key_padding_mask, attn_mask, is_causal)
+        else:
+            attended = self._attention(x, key_padding_mask, attn_mask, is_causal)
+        return self._after_attention(x, attended, key_padding_mask)
+
+    @torch.no_grad()
+    def decode(self, x_new: Tensor, cache: KVCache, valid: Sequence[int] | None = None) -> Tensor:
+        """The next tokens x_new [B, T, width] of sequences whose past is in ``cache``, made by
+        ``self_attn.make_cache``: :meth:`AttentionBNSH.decode` in place of the causal attention.
+        Evaluation mode only."""
+        if self.training:
+            raise RuntimeError(
+                "EncoderLayer: expected evaluation mode to decode, but got training mode"
+            )
+        normed = self.norm1(x_new) if self.norm_first else x_new
+        return self._after_attention(x_new, self.self_attn.decode(normed, cache, valid), None)
 
     def _attention(
         self, x: Tensor, padding: Tensor | None, attn_mask: Tensor | None, is_causal: bool
@@ -90,12 +103,36 @@ class EncoderLayer(nn.Module):
         out = self.self_attn(x, x, x, padding, attn_mask=attn_mask, is_causal=is_causal)[0]
         return F.dropout(out, self.dropout, self.training)
 
+    def _after_attention(self, x: Tensor, attended: Tensor, padding: Tensor | None) -> Tensor:
+        y = x + attended
+        if self.norm_first:
+            return y + self._feed_forward(self.norm2(y, padding))
+        y = self.norm1(y, padding)
+        return self.norm2(y + self._feed_forward(y), padding)
+
     def _feed_forward(self, x: Tensor) -> Tensor:
         hidden = F.dropout(activate(self.linear1(x), self.activation), self.dropout, self.training)
         return F.dropout(self.linear2(hidden), self.dropout, self.training)
 
     def extra_repr(self) -> str:
         return f"dropout={self.dropout}, norm_first={self.norm_first}, activation={self.activation}"
+
+
+def decode_layers(
+    layers: Iterable[EncoderLayer],
+    x_new: Tensor,
+    caches: Sequence[KVCache],
+    valid: Sequence[int] | None = None,
+) -> Tensor:
+    """:meth:`EncoderLayer.decode` of a stack of layers, one after the other, with a cache each."""
+    layers = list(layers)
+    if len(caches) != len(layers):
+        raise RuntimeError(
+            f"EncoderLayer: expected {len(layers)} caches, one per layer, but got {len(caches)}"
+        )
+    for layer, cache in zip(layers, caches, strict=True):
+        x_new = layer.decode(x_new, cache, valid)
+    return x_new
 
 
 def activate(x: Tensor, activation: str) -> Tensor:

@@ -2,6 +2,7 @@
 
 #include <fmt/ranges.h>
 
+#include <algorithm>
 #include <cstdlib>
 #include <string>
 
@@ -54,7 +55,19 @@ std::string defaults_text(Value Owner::*member) {
   return agree ? values.front() : fmt::format("{}", fmt::join(named, ", "));
 }
 
-/// Adds options under one heading.
+/// Sets the member that the option `name` stands for.
+template <typename Value, typename Owner>
+std::function<void(RunConfig&)> change(const std::string& name, Value Owner::*member, Value value) {
+  return [=](RunConfig& config) {
+    auto* place = find(config, member);
+    if (!place)
+      fail("train: expected options that the model {} has, but got {}",
+           model_name(kind_of(config.model)), name);
+    *place = value;
+  };
+}
+
+/// Adds options under one heading. Their functions outlive it: they hold `changes`, not the group.
 class Group {
  public:
   Group(const char* heading, CLI::App& app, ConfigChanges& changes)
@@ -64,9 +77,10 @@ class Group {
   template <typename Value, typename Owner>
   CLI::Option* add(const std::string& name, Value Owner::*member, const char* text,
                    const CLI::Validator& valid) {
-    return app_
-        .add_option_function<Value>(
-            name, [=, this](const Value& value) { change(name, member, value); }, text)
+    const auto set = [&changes = changes_, name, member](const Value& value) {
+      changes.push_back(change(name, member, value));
+    };
+    return app_.add_option_function<Value>(name, set, text)
         ->check(valid)
         ->default_str(defaults_text(member))
         ->group(heading_);
@@ -75,23 +89,13 @@ class Group {
   /// A flag that sets one of these members to `value`.
   template <typename Owner>
   void flag(const std::string& name, bool Owner::*member, bool value, const char* text) {
-    app_.add_flag_callback(
-            name, [=, this] { change(name, member, value); }, text)
-        ->group(heading_);
+    const auto set = [&changes = changes_, name, member, value] {
+      changes.push_back(change(name, member, value));
+    };
+    app_.add_flag_callback(name, set, text)->group(heading_);
   }
 
  private:
-  template <typename Value, typename Owner>
-  void change(const std::string& name, Value Owner::*member, const Value& value) {
-    changes_.emplace_back([=](RunConfig& config) {
-      auto* place = find(config, member);
-      if (!place)
-        fail("train: expected options that the model {} has, but got {}",
-             model_name(kind_of(config.model)), name);
-      *place = value;
-    });
-  }
-
   const char* heading_;
   CLI::App& app_;
   ConfigChanges& changes_;
@@ -103,6 +107,9 @@ void add_training_options(CLI::App& app, ConfigChanges& changes) {
   auto* steps = group.add("--steps", &T::steps, "updates; 0: as many as --epochs have",
                           CLI::NonNegativeNumber);
   group.add("--epochs", &T::epochs, "passes over the training data", CLI::PositiveNumber)
+      ->each([&changes](const std::string&) {
+        changes.push_back([](RunConfig& config) { config.training.steps = 0; });
+      })
       ->excludes(steps);
   group.add("--batch-size", &T::batch_size, "examples per update", CLI::PositiveNumber);
   group.add("--lr", &T::learning_rate, "learning rate after the warm-up", CLI::NonNegativeNumber);

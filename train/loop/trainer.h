@@ -89,7 +89,6 @@ class Trainer {
 
   const TrainerState& state() const { return state_; }
   int64_t total_steps() const { return total_steps_; }
-  int64_t epochs() const { return (total_steps_ + batches_per_epoch_ - 1) / batches_per_epoch_; }
 
  private:
   void train_batch(const Examples& batch);

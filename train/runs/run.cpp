@@ -144,7 +144,7 @@ std::optional<json> train_run(const fs::path& folder, const RunConfig& config,
 
   {
     Progress progress(label, trainer.total_steps(), trainer.state().step);
-    if (!trainer.run(observe(folder, progress, trainer.epochs()))) return {};
+    if (!trainer.run(observe(folder, progress, config.training.epochs))) return {};
   }
   save_torchscript(model, folder / "model.ts");
   auto summary = run_summary(config, model, data.test, trainer.state());

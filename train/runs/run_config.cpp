@@ -22,6 +22,12 @@ std::pair<int64_t, int64_t> split_sizes(const TrainingConfig& training, const Da
   return {split.rest.size(0), split.held_out.size(0)};
 }
 
+/// Epochs that `steps` updates take, the last one perhaps not whole.
+int64_t epochs_of(int64_t steps, int64_t examples, int64_t batch_size) {
+  const auto batches = (examples + batch_size - 1) / batch_size;
+  return (steps + batches - 1) / batches;
+}
+
 }  // namespace
 
 RunConfig preset(DataKind kind) {
@@ -44,6 +50,8 @@ RunConfig complete_config(RunConfig config, const Dataset& dataset) {
   fit_shape(config.model, dataset);
   if (dataset.validation.size() > 0) config.training.validation = 0;
   const auto [fit, validation] = split_sizes(config.training, dataset);
+  auto& training = config.training;
+  if (training.steps > 0) training.epochs = epochs_of(training.steps, fit, training.batch_size);
   const auto& inputs = dataset.train.inputs;
   config.data = {.name = dataset.name,
                  .origin = dataset.origin,

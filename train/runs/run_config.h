@@ -23,7 +23,7 @@ struct DataConfig {
 
 struct TrainingConfig {
   int64_t epochs = 100;
-  int64_t steps = 0;  ///< if positive, the number of updates, whatever `epochs` says
+  int64_t steps = 0;  ///< if positive, the number of updates, and `epochs` follows from it
   int64_t batch_size = 32;
   double learning_rate = 1e-3, weight_decay = 5e-4, clip = 4;
   double warmup = 0.1;           ///< fraction of the steps

@@ -115,7 +115,7 @@ def _load_run(folder: Path) -> Run:
     attention, _, seed = folder.resolve().name.rpartition("-seed")
     return Run(
         folder,
-        config["model"].get("encoder", {}).get("attention", attention),
+        config.get("method", attention),
         int(config.get("training", {}).get("seed", seed if seed.isdecimal() else 0)),
         config,
         _read_metrics(folder / "metrics.jsonl"),

@@ -11,7 +11,8 @@ namespace kktorch {
 
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(EncoderOptions, width, heads, ffn, layers, dropout,
                                    attention_dropout, norm, norm_first, activation, attention,
-                                   beta_mode, beta_init, use_std, eps)
+                                   beta_mode, beta_init, use_std, eps, scales, tail,
+                                   count_weighting, conv)
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(TimeSeriesClassifierOptions, channels, classes, max_length,
                                    encoder, ragged_masks)
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(SmallViTOptions, image_height, image_width, image_channels,

@@ -13,7 +13,6 @@ import signal
 import statistics
 import subprocess
 import time
-from pathlib import Path
 
 import kktorch
 import pytest
@@ -23,27 +22,6 @@ from kktorch.run import load_run
 
 SMALL = "--width 8 --heads 2 --ffn 16 --layers 1 --batch-size 8 --threads 1".split()
 RUNS = ["bn-seed1", "bn-seed2", "softmax-seed1", "softmax-seed2"]
-
-
-@pytest.fixture(scope="session")
-def program(build_dir):
-    path = Path(os.environ.get("KKTORCH_PROGRAM") or build_dir / "bin/kktorch")
-    if not path.exists():
-        pytest.fail(f"expected the program {path}; build it, or set KKTORCH_PROGRAM")
-    return path
-
-
-@pytest.fixture(scope="session")
-def kk(program):
-    """Runs the program; the exit code is part of what a test expects."""
-
-    def run(*args, code=0, **options):
-        command = [program, *map(str, args)]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=300, **options)
-        assert done.returncode == code, f"{command}\n{done.stdout}\n{done.stderr}"
-        return done
-
-    return run
 
 
 def write_ts(path, cases, seed):

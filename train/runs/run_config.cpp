@@ -91,9 +91,10 @@ nlohmann::json read_json(const std::filesystem::path& file) {
   return json;
 }
 
-void check_same_config(const std::filesystem::path& file, const nlohmann::json& wanted) {
+void check_same_config(const std::filesystem::path& file, const nlohmann::json& wanted,
+                       const std::vector<std::string>& parts) {
   const auto saved = read_json(file);
-  for (const auto* part : {"data", "model", "training"}) {
+  for (const auto& part : parts) {
     const auto before =
         saved.is_object() ? saved.value(part, nlohmann::json::object()) : nlohmann::json::object();
     for (const auto& change : nlohmann::json::diff(before, wanted.at(part))) {

@@ -60,9 +60,10 @@ RunConfig read_run_config(const std::filesystem::path& file);
 /// Parses a JSON file. @throws UserError if it is none.
 nlohmann::json read_json(const std::filesystem::path& file);
 
-/// Compares the parts "data", "model" and "training".
+/// Compares the `parts` of two configurations.
 /// @throws UserError naming the first difference between the configuration in `file` and `wanted`.
-void check_same_config(const std::filesystem::path& file, const nlohmann::json& wanted);
+void check_same_config(const std::filesystem::path& file, const nlohmann::json& wanted,
+                       const std::vector<std::string>& parts = {"data", "model", "training"});
 
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(DataConfig, name, origin, train_size, validation_size, test_size,
                                    class_labels, channels, max_length)

@@ -121,7 +121,7 @@ TEST(Schedule, WarmsUpThenDecaysToZero) {
   const OptimiserOptions linear{.learning_rate = 0.5, .warmup = 0.2, .decay = "linear"};
   EXPECT_DOUBLE_EQ(scheduled_learning_rate(linear, 19, 100), 0.5);
   EXPECT_DOUBLE_EQ(scheduled_learning_rate(linear, 40, 100), 0.375);
-  EXPECT_DOUBLE_EQ(scheduled_learning_rate(linear, 99, 100), 0.5 / 80);
+  EXPECT_NEAR(scheduled_learning_rate(linear, 99, 100), 0.5 / 80, 1e-15);
 }
 
 // ---- optimiser

@@ -219,9 +219,10 @@ TEST_F(TsFileTest, DatasetErrors) {
   EXPECT_NE(
       error_of([&] { load_dataset(folder_.string()); }).find("expected a folder with one pair"),
       std::string::npos);
-  EXPECT_NE(
-      error_of([&] { load_dataset("absent_TRAIN.ts"); }).find("expected a file <NAME>_TRAIN.ts"),
-      std::string::npos);
+  EXPECT_NE(error_of([&] {
+              load_dataset("Toy.ts");
+            }).find("expected a file <NAME>_TRAIN.ts with <NAME>_TEST.ts beside it"),
+            std::string::npos);
 }
 
 struct Shipped {

@@ -25,12 +25,18 @@ struct EncoderOptions {
   double beta_init = 1.0;
   bool use_std = true;
   double eps = 1e-5;
+  std::vector<int64_t> scales = {};
+  std::string tail = "ceil";
+  bool count_weighting = false;
+  std::string conv = "none";
 };
 
 /// What a model decides about its tokens.
 struct TokenLayout {
-  int64_t length = 0;      ///< of the longest sequence
-  bool stats_mask = true;  ///< AttentionBNSHOptions
+  int64_t length = 0;        ///< of the longest sequence
+  int64_t num_special = 0;   ///< this and what follows: see AttentionBNSHOptions
+  int64_t conv_columns = 0;  ///< 0: the tokens are no grid, and conv "2d" is refused
+  bool stats_mask = true;
 };
 
 /// Tokens x [B, L, width] to tokens of the same shape: layers(dropout(x + position)).

@@ -49,8 +49,8 @@ void SmallViTImpl::reset() {
   embedding =
       register_module("embedding", torch::nn::Linear(o.image_channels * o.patch * o.patch, width));
   class_token = register_parameter("class_token", torch::empty({width}).uniform_(-0.02, 0.02));
-  encoder =
-      register_module("encoder", Encoder(o.encoder, TokenLayout{.length = 1 + rows * columns}));
+  const TokenLayout layout{.length = 1 + rows * columns, .num_special = 1, .conv_columns = columns};
+  encoder = register_module("encoder", Encoder(o.encoder, layout));
   norm = register_module("norm", TokenNorm("layer", width));
   head = register_module("head", torch::nn::Linear(width, o.classes));
 }

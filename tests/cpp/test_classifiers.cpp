@@ -16,7 +16,8 @@ using torch::Tensor;
 using namespace testing_models;
 
 class EachAttention : public testing::TestWithParam<const char*> {};
-INSTANTIATE_TEST_SUITE_P(Classifiers, EachAttention, testing::Values("softmax", "bn"),
+INSTANTIATE_TEST_SUITE_P(Classifiers, EachAttention,
+                         testing::Values("softmax", "bn", "bnsh", "linear_sh"),
                          [](const auto& info) { return std::string(info.param); });
 
 EncoderOptions small_encoder(const std::string& attention) {
@@ -251,6 +252,28 @@ TEST_P(EachAttention, SmallViTTrainsEveryParameter) {
   SmallViT model(tiny_images(GetParam()));
   model(torch::randn({4, 3, 6, 4})).square().sum().backward();
   expect_gradients(*model);
+}
+
+TEST(SmallViT, ItsAttentionKnowsTheClassTokenAndTheGrid) {
+  auto options = tiny_images("bnsh");
+  options.encoder.scales = {1, 3}, options.encoder.tail = "drop";
+  options.encoder.count_weighting = true, options.encoder.conv = "2d";
+  SmallViT model(options);
+  for (const auto& layer : *model->encoder->layers) {
+    const auto& o = layer->as<EncoderLayer>()->self_attn->options;
+    EXPECT_EQ(o.num_special, 1);
+    EXPECT_EQ(o.conv, "2d");
+    EXPECT_EQ(o.conv_columns, 2);
+    EXPECT_EQ(o.scales, std::vector<int64_t>({1, 3}));
+    EXPECT_EQ(o.tail, "drop");
+    EXPECT_TRUE(o.count_weighting);
+  }
+  model(torch::randn({4, 3, 6, 4})).square().sum().backward();
+  // The last convolution of the queries is that of the patches', whose outputs nobody reads.
+  for (const auto& entry : model->named_parameters()) {
+    const bool trained = entry.value().grad().count_nonzero().item<int64_t>() > 0;
+    EXPECT_EQ(trained, entry.key() != "encoder.layers.1.self_attn.conv_q.weight") << entry.key();
+  }
 }
 
 TEST(SmallViT, TakesRawImages) {

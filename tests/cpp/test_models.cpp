@@ -272,7 +272,6 @@ TEST(AttentionBNSH, RefusesOptions) {
     change(options);
     expect_error([&] { AttentionBNSH layer(options); }, "AttentionBNSH: expected " + message);
   };
-  refused([](auto& o) { o.variant = "sh"; }, "variant in {softmax, bn}, but got 'sh'");
   refused([](auto& o) { o.beta_mode = "each"; },
           "beta_mode in {fixed, scalar, per_head}, but got 'each'");
   refused([](auto& o) { o.embed_dim = 0; }, "embed_dim >= 1, but got 0");

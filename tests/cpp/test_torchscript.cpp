@@ -166,7 +166,7 @@ SmallViTOptions tiny_images(const std::string& attention) {
 }
 
 TEST(TorchScript, TokenClassifier) {
-  for (const auto* attention : {"softmax", "bn"}) {
+  for (const auto* attention : {"softmax", "bnsh"}) {
     auto model = randomised(TokenClassifier(tiny_tokens(attention)));
     auto script = round_trip(*model);
     for (const int64_t length : {6, 4, 2}) {
@@ -180,8 +180,10 @@ TEST(TorchScript, TokenClassifier) {
 }
 
 TEST(TorchScript, SmallViT) {
-  for (const auto* attention : {"softmax", "bn"}) {
-    auto model = randomised(SmallViT(tiny_images(attention)));
+  for (const auto* attention : {"softmax", "bnsh"}) {
+    auto options = tiny_images(attention);
+    options.encoder.conv = "2d";
+    auto model = randomised(SmallViT(options));
     const auto images = torch::randn({3, 3, 6, 4});
     expect_close(round_trip(*model).forward({images}).toTensor(), model(images));
   }
@@ -255,7 +257,7 @@ TEST(TorchScript, WritesModelsForPython) {
     GTEST_SKIP() << "KKTORCH_TEST_ARTIFACTS names no folder";
   const torch::NoGradGuard no_grad;
   const auto padding = last_step_padded(3, 5);
-  for (const std::string attention : {"softmax", "bn"}) {
+  for (const std::string attention : {"softmax", "bn", "bnsh"}) {
     torch::manual_seed(0);
     TimeSeriesClassifier series(tiny(attention));
     series->eval();

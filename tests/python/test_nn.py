@@ -239,7 +239,6 @@ def test_export(make_case, variant):
 @pytest.mark.parametrize(
     "make, message",
     [
-        (lambda: AttentionBNSH(12, 3, variant="sh"), "variant in {softmax, bn}, but got 'sh'"),
         (
             lambda: AttentionBNSH(12, 3, beta_mode="each"),
             "beta_mode in {fixed, scalar, per_head}, but got 'each'",

@@ -11,7 +11,7 @@ from kktorch.nn import SmallViT, TimeSeriesClassifier, TokenClassifier
 from nn_cases import padding_mask, randomised, script_round_trip
 from torch.nn import functional as F
 
-VARIANTS = ["softmax", "bn"]
+VARIANTS = ["softmax", "bn", "bnsh"]
 SMALL = {"width": 8, "heads": 2, "ffn": 10, "layers": 2, "beta_mode": "per_head"}
 
 
@@ -102,6 +102,18 @@ def test_images_are_raw_and_convolved_with_a_stride(variant):
     model.standardise_with(mean, std)  # the third channel is constant: centred only
     gain = torch.tensor([2.0, 0.5, 1.0]).view(3, 1, 1)
     torch.testing.assert_close(model(images * gain + mean.view(3, 1, 1)), expected)
+
+
+def test_attention_of_images_knows_the_class_token_and_the_grid():
+    options = {"scales": [1, 3], "tail": "drop", "count_weighting": True, "conv": "2d"}
+    model = image_model("bnsh", **options)
+    for layer in model.encoder.layers:
+        attention = layer.self_attn
+        assert (attention.num_special, attention.scales, attention.tail) == (1, [1, 3], "drop")
+        assert attention.count_weighting and attention.conv_q.columns == 2
+    inputs = inputs_of(image_model)
+    model.eval()
+    torch.testing.assert_close(script_round_trip(model)(*inputs), model(*inputs))
 
 
 # ---- all models -------------------------------------------------------------------------------
@@ -235,10 +247,13 @@ def test_exported_tokens_have_free_batch_and_length(variant):
 
 
 def check_free_sizes(model, make):
-    sizes = {0: torch.export.Dim("B", max=64), 1: torch.export.Dim("L", max=6)}
+    # torch.export treats a size of 1 as a constant, so heads with windows of 2 need a second one.
+    pools = model.encoder.layers[0].self_attn.pools
+    shortest = 3 if pools else 2
+    sizes = {0: torch.export.Dim("B", max=64), 1: torch.export.Dim("L", min=shortest, max=6)}
     example = inputs_of(make, [4, 1, 3])
     exported = torch.export.export(model, example, dynamic_shapes=(sizes, sizes)).module()
-    for lengths in ([4, 1, 3], [6, 2], [2, 2, 1, 2, 2]):
+    for lengths in ([4, 1, 3], [6, 2], [shortest, 2, 1, 2, 2]):
         inputs = inputs_of(make, lengths)
         torch.testing.assert_close(exported(*inputs), model(*inputs))
 
@@ -289,6 +304,10 @@ def test_package(make, tmp_path):
         (lambda: image_model("bn", image_channels=0), "SmallViT: expected image_channels >= 1"),
         (lambda: image_model("bn", patch=0), "SmallViT: expected patch >= 1, but got 0"),
         (lambda: image_model("bn", width=0), "SmallViT: expected width >= 1, but got 0"),
+        (
+            lambda: series_model("bn", conv="2d"),
+            "AttentionBNSH: expected conv_columns >= 1 with conv '2d', but got 0",
+        ),
         (
             lambda: image_model("bn", patch=4),
             "SmallViT: expected image_height and image_width divisible by patch, "

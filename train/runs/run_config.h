@@ -53,7 +53,8 @@ NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(TrainingConfig, epochs, batch_size, learning_
                                    clip, warmup, validation, seed)
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(EncoderOptions, width, heads, ffn, layers, dropout,
                                    attention_dropout, norm, norm_first, activation, attention,
-                                   beta_mode, beta_init, use_std, eps)
+                                   beta_mode, beta_init, use_std, eps, scales, tail,
+                                   count_weighting, conv)
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(TimeSeriesClassifierOptions, channels, classes, max_length,
                                    encoder, ragged_masks)
 

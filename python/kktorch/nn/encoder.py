@@ -1,5 +1,6 @@
 """The encoder that the classifiers share: learned positions and a stack of encoder layers."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -29,6 +30,10 @@ class EncoderOptions:
         beta_init: initial or fixed beta.
         use_std: divide the keys by their standard deviation.
         eps: variance floor.
+        scales: windows of the heads.
+        tail: "ceil" or "drop".
+        count_weighting: a window weighs as much as it has tokens.
+        conv: "none", "1d" or, where the tokens are a grid, "2d".
     """
 
     width: int = 128
@@ -45,6 +50,10 @@ class EncoderOptions:
     beta_init: float = 1.0
     use_std: bool = True
     eps: float = 1e-5
+    scales: Sequence[int] = ()
+    tail: str = "ceil"
+    count_weighting: bool = False
+    conv: str = "none"
 
 
 class Encoder(nn.Module):
@@ -53,6 +62,8 @@ class Encoder(nn.Module):
     Args:
         options: the user's choices.
         length: of the longest sequence.
+        num_special: see :class:`AttentionBNSH`.
+        conv_columns: 0: the tokens are no grid, and ``conv="2d"`` is refused.
         stats_mask: see :class:`AttentionBNSH`.
 
     Parameters: position [length, width], initially uniform in [-0.02, 0.02]; layers.<i>
@@ -62,7 +73,15 @@ class Encoder(nn.Module):
         ValueError: "Encoder: expected <option>, but got <value>".
     """
 
-    def __init__(self, options: EncoderOptions, length: int, *, stats_mask: bool = True) -> None:
+    def __init__(
+        self,
+        options: EncoderOptions,
+        length: int,
+        *,
+        num_special: int = 0,
+        conv_columns: int = 0,
+        stats_mask: bool = True,
+    ) -> None:
         super().__init__()
         check_positive("Encoder: expected width", options.width)
         check_positive("Encoder: expected layers", options.layers)
@@ -77,6 +96,12 @@ class Encoder(nn.Module):
             "use_std": options.use_std,
             "eps": options.eps,
             "stats_mask": stats_mask,
+            "scales": options.scales,
+            "tail": options.tail,
+            "count_weighting": options.count_weighting,
+            "num_special": num_special,
+            "conv": options.conv,
+            "conv_columns": conv_columns,
         }
         self.dropout = options.dropout
         self.position = nn.Parameter(torch.empty(length, options.width).uniform_(-0.02, 0.02))

@@ -72,7 +72,9 @@ class SmallViT(nn.Module):
         self.register_buffer("input_std", torch.ones(image_channels))
         self.embedding = nn.Linear(image_channels * patch * patch, options.width)
         self.class_token = nn.Parameter(torch.empty(options.width).uniform_(-0.02, 0.02))
-        self.encoder = Encoder(options, 1 + self.rows * self.columns)
+        self.encoder = Encoder(
+            options, 1 + self.rows * self.columns, num_special=1, conv_columns=self.columns
+        )
         self.norm = TokenNorm("layer", options.width)
         self.head = nn.Linear(options.width, classes)
 

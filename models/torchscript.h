@@ -1,8 +1,9 @@
 #pragma once
 // TorchScript modules with the parameters and the evaluation-mode function of the C++ modules.
 //
-// A saved model loads in C++ (torch::jit::load) and in Python (torch.jit.load); with Attention-BN
-// layers, after libkktorch.so. torch.export of the Python modules is the other deployment path.
+// A saved model loads in C++ (torch::jit::load) and in Python (torch.jit.load); with another
+// attention than softmax, after libkktorch.so. torch.export of the Python modules is the other
+// deployment path.
 #include <torch/csrc/jit/api/module.h>
 
 #include "models/attention_bnsh.h"

@@ -187,8 +187,9 @@ def pool(self, tokens: Tensor, scale: int,
 def attend_group(self, q: Tensor, heads: List[int], k: Tensor, v: Tensor,
                  padding: Optional[Tensor], weight: Optional[Tensor]) -> Tensor:
     beta = self.beta
-    if beta is not None and beta.dim() == 1:
-        beta = self.take_heads(beta, 0, heads, self.beta_rows)
+    if beta is not None:
+        if beta.dim() == 1:
+            beta = self.take_heads(beta, 0, heads, self.beta_rows)
     q = self.take_heads(q, 1, heads, self.queries_per_key)
     return self.attend_to_keys(q, k, v, beta, weight, padding, None, False)
 )";

@@ -7,6 +7,7 @@
 #include <ATen/ops/zeros.h>
 #include <torch/library.h>
 
+#include "ops/attention/problem.h"
 #include "ops/attention_bn.h"
 #include "ops/common/registration.h"
 
@@ -50,6 +51,13 @@ void check_varlen(const Varlen& a) {
   TORCH_CHECK(a.key.sym_size(0) == a.value.sym_size(0), kName,
               ": expected as many keys as values, but got ", a.key.sym_sizes(), " and ",
               a.value.sym_sizes());
+  // All sequences as one: the checks of attention_bn, under the name of this op.
+  const auto one = [](const Tensor& t) { return t.unsqueeze(0).transpose(1, 2); };
+  const auto query = one(a.query), key = one(a.key), value = one(a.value);
+  const OptionalTensor none;
+  detail::settle_attention(kName,
+                           {query, key, value, a.beta, none, none, none, a.eps, 0.0, a.enable_gqa},
+                           a.beta_value, "global", false, {}, a.scale);
   check_offsets("cu_seqlens_q", a.cu_seqlens_q, a.query);
   check_offsets("cu_seqlens_k", a.cu_seqlens_k, a.query);
   TORCH_CHECK(a.cu_seqlens_q.sym_size(0) == a.cu_seqlens_k.sym_size(0), kName,

@@ -30,7 +30,7 @@ struct Settings {
   double beta_value, eps, dropout_p, scale;
 };
 
-/// Window of every token of N, [N]; the windows of a causal attention are the complete ones.
+/// Window of every token of N, [N].
 Tensor window_of_token(const c10::SymInt& N, int64_t scale, const Settings& s,
                        const at::TensorOptions& options) {
   const auto j = at::arange(N, options.dtype(at::kLong));
@@ -48,8 +48,7 @@ struct Attended {
 Attended windows(const Tensor& k, const Tensor& v, const Tensor& n, const OptionalTensor& mask,
                  int64_t scale, const Settings& s) {
   const auto N = k.sym_size(2);
-  const auto count =
-      csrc::window_count<c10::SymInt>(N, scale, s.num_special, s.drop_tail || s.is_causal);
+  const auto count = csrc::window_count<c10::SymInt>(N, scale, s.num_special, s.drop_tail);
   const auto owner = window_of_token(N, scale, s, k.options());
   const auto w = at::arange(count, owner.options()).unsqueeze(1);
   const auto member = (owner == w).to(k.scalar_type()) * n;  // [B, 1, Nw, N]
@@ -63,7 +62,7 @@ Attended windows(const Tensor& k, const Tensor& v, const Tensor& n, const Option
   return result;
 }
 
-/// Causal: the complete windows of the past, then the tokens, of which a query sees the special
+/// Causal: the windows of the past, then the tokens, of which a query sees the special
 /// ones and those of its own window.
 Attended past_and_own_window(const Tensor& k, const Tensor& v, const Tensor& n,
                              const OptionalTensor& mask, const c10::SymInt& M, int64_t scale,

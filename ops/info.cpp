@@ -29,8 +29,16 @@ std::vector<OpPath> op_paths() {
   const std::string cuda = detail::use_cuda_kernels()
                                ? "kktorch CUDA kernels (experimental) + ATen flash/efficient"
                                : "ATen composition + ATen flash/efficient";
-  return {{"attention_bn", "kktorch kernels (" + tier + ") + ATen flash", cuda},
-          {"attention_bn_ref", "ATen composition", "ATen composition"}};
+  const std::string kernels = "kktorch kernels (" + tier + ")", composition = "ATen composition";
+  const std::string flash = kernels + " + ATen flash";
+  return {{"attention_bn", flash, cuda},
+          {"attention_bn_decode", kernels, composition},
+          {"attention_bn_ref", composition, composition},
+          {"attention_bn_varlen", "attention_bn, padded", "attention_bn, padded"},
+          {"attention_sh", flash, cuda},
+          {"attention_sh_ref", composition, composition},
+          {"linear_attention", composition, composition},
+          {"token_pool", kernels, composition}};
 }
 
 }  // namespace kktorch

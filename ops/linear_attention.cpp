@@ -9,6 +9,7 @@
 #include <ATen/TensorOperators.h>
 #include <ATen/autocast_mode.h>
 #include <ATen/core/LegacyTypeDispatch.h>
+#include <ATen/ops/arange.h>
 #include <ATen/ops/constant_pad_nd.h>
 #include <ATen/ops/full.h>
 #include <ATen/ops/matmul.h>
@@ -31,7 +32,7 @@ using OptionalTensor = std::optional<Tensor>;
 
 constexpr std::string_view kName = "linear_attention";
 constexpr int64_t kLength = 3;  // the axis of tokens
-constexpr int64_t kChunk = 64;  // causal: tokens whose products with each other are formed
+constexpr int64_t kChunk = 32;  // causal: tokens whose products with each other are formed
 
 void check_beta(const Tensor& key, const OptionalTensor& beta, double beta_value) {
   if (beta) {
@@ -128,19 +129,23 @@ Tensor sums_over_keys(const Tensor& q, const Tensor& k, const Tensor& v) {
 /// sum_j (q_i . k_j) v_j over the keys j <= i: earlier chunks by their accumulated k^T v, the
 /// query's own chunk by its products. The chunks before one are summed without it: a difference of
 /// sums would let the future in by rounding.
+///
+/// Written for compilers that know N by name only and have to prove every size. There are two
+/// chunks at least: the axis of a single one would look like one that broadcasts, and longer
+/// sequences would be refused. Chunks are cut by unfold and rows are taken by index, because
+/// unflatten and narrow(0, N) ask for proofs about N modulo the chunk.
 Tensor sums_over_earlier_keys(const Tensor& q, const Tensor& k, const Tensor& v) {
-  const auto N = k.sym_size(kLength), chunks = (N - 1) / kChunk + 1;  // at least one
-  const auto cut = [&](const Tensor& t) {
+  const auto N = k.sym_size(kLength), chunks = ((N - 1) / (2 * kChunk) + 1) * 2;
+  const auto cut = [&](const Tensor& t) {  // [B, Hk, G or 1, chunks, width, kChunk]
     return at::constant_pad_nd_symint(t, {0, 0, 0, chunks * kChunk - N})
-        .unflatten_symint(kLength, {chunks, kChunk});
+        .unfold(kLength, kChunk, kChunk);
   };
-  const auto queries = cut(q), keys = cut(k).transpose(-1, -2), values = cut(v);
+  const auto queries = cut(q).mT(), keys = cut(k), values = cut(v).mT();
   const auto products = at::matmul(keys, values);  // [B, Hk, 1, chunks, D, width]
   const auto earlier = at::constant_pad_nd(products, {0, 0, 0, 0, 1, -1}).cumsum(kLength);
   const auto own = at::matmul(at::matmul(queries, keys).tril(), values);
-  return (at::matmul(queries, earlier) + own)
-      .flatten(kLength, kLength + 1)
-      .narrow_symint(kLength, 0, N);
+  const auto sums = (at::matmul(queries, earlier) + own).flatten(kLength, kLength + 1);
+  return sums.index_select(kLength, at::arange(N, q.options().dtype(at::kLong)));
 }
 
 /// Numerator / denominator for rows that see `count` keys. One key: its value, exactly, and no

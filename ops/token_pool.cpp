@@ -96,6 +96,10 @@ void check_forward(const Forward& a) {
               x.scalar_type(), " ", x.sym_sizes());
   check_windows(x.sym_size(-2), a.window, a.tail, a.num_special);
   check_padding(a.key_padding_mask, x.sym_size(0), x.sym_size(-2), x.device());
+  const auto N = x.sym_size(-2);
+  TORCH_CHECK_VALUE(a.tail == "ceil" || N == 0 || a.num_special > 0 || N >= a.window, kName,
+                    ": expected tail='drop' to leave a window, but got N=", N,
+                    " and window=", a.window);
 }
 
 c10::SymInt windows_of(const Forward& a) {

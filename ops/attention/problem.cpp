@@ -154,7 +154,7 @@ Tensor heads_last(const Tensor& t, at::ScalarType dtype) {
 Tensor total_key_weight(std::string_view op, const AttentionArguments& a) {
   const auto acc = at::toOpMathType(a.query.scalar_type());
   if (!a.key_weight && !a.key_padding_mask) return {};
-  if (!a.key_weight) return a.key_padding_mask->logical_not().to(acc);
+  if (!a.key_weight) return a.key_padding_mask->logical_not().to(acc).contiguous();
 #ifndef NDEBUG
   if (a.query.is_cpu())
     TORCH_CHECK_VALUE(a.key_weight->ge(0).all().item<bool>(), op,

@@ -2,8 +2,8 @@
 
 Importing the package loads ``libkktorch.so``, which registers the ops in ``torch.ops.kktorch``.
 
-- ``kktorch.attention_bn``, ``kktorch.attention_bn_ref``, ``kktorch.linear_attention``: the ops as
-  documented functions; ``kktorch.local_window_mask`` for their ``attn_mask``
+- ``kktorch.attention_bn``, ``kktorch.attention_sh``, ``kktorch.linear_attention`` and their
+  relatives: the ops as documented functions; ``kktorch.local_window_mask`` for ``attn_mask``
 - ``kktorch.nn``: layers and models; their checkpoints are those of the C++ modules
 - ``kktorch.data``, ``kktorch.run``: `.ts` files, and the run folders of `kktorch train`
 - ``python -m kktorch.report``: an HTML page about runs
@@ -21,16 +21,26 @@ library_path = load_library()
 from kktorch import nn  # noqa: E402
 from kktorch.functional import (  # noqa: E402
     attention_bn,
+    attention_bn_decode,
     attention_bn_ref,
+    attention_bn_varlen,
+    attention_sh,
+    attention_sh_ref,
     linear_attention,
     local_window_mask,
+    token_pool,
 )
 
 __all__ = [
     "attention_bn",
+    "attention_bn_decode",
     "attention_bn_ref",
+    "attention_bn_varlen",
+    "attention_sh",
+    "attention_sh_ref",
     "library_path",
     "linear_attention",
     "local_window_mask",
     "nn",
+    "token_pool",
 ]

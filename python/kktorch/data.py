@@ -3,11 +3,14 @@
 import importlib.util
 import math
 import os
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
+
+_PART = re.compile("_(TRAIN|TEST)[.]ts$")
 
 
 @dataclass(frozen=True)
@@ -86,27 +89,35 @@ def read_ts_file(path: str | Path) -> TsFile:
 
 
 def find_dataset(name: str) -> tuple[Path, Path]:
-    """The files `<name>_TRAIN.ts` and `<name>_TEST.ts`, from ``KKTORCH_DATA`` or the aeon package.
+    """The files `<name>_TRAIN.ts` and `<name>_TEST.ts`, from ``KKTORCH_DATA`` or a package.
 
     Raises:
-        FileNotFoundError: unknown name; the known ones are listed.
+        FileNotFoundError: unknown name (the known ones are listed), or a file is missing.
     """
     roots = [Path(folder) for folder in [os.environ.get("KKTORCH_DATA")] if folder]
-    if spec := importlib.util.find_spec("aeon"):
-        roots.append(Path(spec.submodule_search_locations[0]) / "datasets/data")
-    files = {
-        file.name.removesuffix("_TRAIN.ts"): file
+    for package in ("aeon", "sktime"):
+        if spec := importlib.util.find_spec(package):
+            roots.append(Path(spec.submodule_search_locations[0]) / "datasets/data")
+    folders = {
+        re.sub(_PART, "", file.name): file.parent
         for root in reversed(roots)  # the first folder wins
-        for pattern in ("*/*_TRAIN.ts", "*_TRAIN.ts")
+        for pattern in ("*/*_T*.ts", "*_T*.ts")
         for file in root.glob(pattern)
-        if file.with_name(file.name.replace("_TRAIN.ts", "_TEST.ts")).is_file()
+        if re.search(_PART, file.name)
     }
-    if name not in files:
+    if name not in folders:
         raise FileNotFoundError(
-            f"data set: expected one of {', '.join(sorted(files)) or 'none'} (in KKTORCH_DATA or "
-            f"the aeon package), but got '{name}'"
+            f"data set: expected one of {', '.join(sorted(folders)) or 'none'} (in KKTORCH_DATA or "
+            f"the packages aeon and sktime), but got '{name}'"
         )
-    return files[name], files[name].with_name(f"{name}_TEST.ts")
+    files = folders[name] / f"{name}_TRAIN.ts", folders[name] / f"{name}_TEST.ts"
+    for file in files:
+        if not file.is_file():
+            raise FileNotFoundError(
+                f"{file}: expected the pair {files[0].name} and {files[1].name}, "
+                "but this file does not exist"
+            )
+    return files
 
 
 def load_dataset(name: str) -> tuple[TsFile, TsFile]:

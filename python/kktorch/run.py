@@ -11,7 +11,7 @@ _MODELS = {model.__name__: model for model in (SmallViT, TimeSeriesClassifier, T
 
 
 def load_run(folder: str | Path) -> torch.nn.Module:
-    """The trained model of one run folder (`<attention>-seed<k>`), in evaluation mode.
+    """The trained model of one run folder (`<method>-seed<k>`), in evaluation mode.
 
     config.json names the type and the constructor keywords, those of the encoder in an object of
     their own; checkpoint.pt holds the weights of the last epoch.

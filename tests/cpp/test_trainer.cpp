@@ -22,7 +22,7 @@
 #include "train/loop/statistics.h"
 #include "train/loop/table.h"
 #include "train/loop/trainer.h"
-#include "train/runs/run.h"
+#include "train/runs/model.h"
 
 namespace kktorch {
 namespace {
@@ -118,6 +118,10 @@ TEST(Schedule, WarmsUpThenDecaysToZero) {
               0.25 * (1 + std::cos(std::numbers::pi * 89 / 90)), 1e-15);
   EXPECT_DOUBLE_EQ(scheduled_learning_rate({.learning_rate = 0.5, .warmup = 0}, 0, 100), 0.5);
   EXPECT_DOUBLE_EQ(scheduled_learning_rate(options, 0, 1), 0.5);
+  const OptimiserOptions linear{.learning_rate = 0.5, .warmup = 0.2, .decay = "linear"};
+  EXPECT_DOUBLE_EQ(scheduled_learning_rate(linear, 19, 100), 0.5);
+  EXPECT_DOUBLE_EQ(scheduled_learning_rate(linear, 40, 100), 0.375);
+  EXPECT_DOUBLE_EQ(scheduled_learning_rate(linear, 99, 100), 0.5 / 80);
 }
 
 // ---- optimiser
@@ -153,6 +157,12 @@ TEST(Optimiser, RefusesGradientsThatAreNotFinite) {
   model.beta.mutable_grad() = torch::zeros({2});
   EXPECT_FALSE(optimiser.update(0));
   EXPECT_TRUE(torch::equal(model.weight, torch::full({2}, 3.0)));
+}
+
+TEST(Optimiser, RefusesAnUnknownDecay) {
+  TwoParameters model;
+  EXPECT_EQ(error_of([&] { Optimiser(model, {.decay = "step"}, 10); }),
+            "training: expected decay in cosine, linear, but got 'step'");
 }
 
 // ---- statistics and tables
@@ -266,7 +276,7 @@ TimeSeriesClassifier toy_model(const std::string& attention) {
                                                                       .beta_mode = "per_head"}});
 }
 
-constexpr TrainerOptions kToyOptions{
+const TrainerOptions kToyOptions{
     .epochs = 5, .batch_size = 8, .seed = 5, .optimiser = {.learning_rate = 1e-2}};
 
 struct Result {

@@ -2,14 +2,15 @@
 #include <gtest/gtest.h>
 #include <torch/torch.h>
 
+#include <algorithm>
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
-#include <optional>
 #include <string>
 
 #include "train/common/error.h"
 #include "train/data/datasets.h"
+#include "train/data/ts_datasets.h"
 #include "train/data/ts_file.h"
 
 namespace kktorch {
@@ -175,40 +176,46 @@ TEST_F(TsFileTest, DatasetsByFolderFileAndName) {
   write(kLabelled + "1,2,3:b\n4:a\n", "Set/Toy_TEST.ts");
   for (const auto& data :
        {(folder_ / "Set").string(), (folder_ / "Set/Toy_TRAIN.ts").string(), std::string("Toy")}) {
-    const auto dataset = load_dataset(data, folder_);
+    const auto dataset = load_dataset(data, {.data_dir = folder_});
     EXPECT_EQ(dataset.name, "Toy");
-    EXPECT_EQ(dataset.train.x.sizes(),
+    EXPECT_EQ(dataset.train.inputs.sizes(),
               (std::vector<int64_t>{1, 3, 1}));  // padded to the longest of both files
-    EXPECT_EQ(dataset.test.x.sizes(), (std::vector<int64_t>{2, 3, 1}));
+    EXPECT_EQ(dataset.test.inputs.sizes(), (std::vector<int64_t>{2, 3, 1}));
   }
   setenv("KKTORCH_DATA", folder_.c_str(), 1);
-  EXPECT_EQ(load_dataset("Toy").train_file, folder_ / "Set/Toy_TRAIN.ts");
+  EXPECT_EQ(load_dataset("Toy").origin.at("train_file"), (folder_ / "Set/Toy_TRAIN.ts").string());
   unsetenv("KKTORCH_DATA");
 }
 
 TEST_F(TsFileTest, DatasetErrors) {
   write(kLabelled + "1:a\n", "Set/Toy_TRAIN.ts");
-  const auto unknown = error_of([&] { load_dataset("Nowhere", folder_); });
-  EXPECT_EQ(unknown.find("Toy"), std::string::npos)
-      << "a training file without a test file is no data set: " << unknown;
+  for (const auto& data : {std::string("Toy"), (folder_ / "Set").string()})
+    EXPECT_EQ(error_of([&] { load_dataset(data, {.data_dir = folder_}); }),
+              (folder_ / "Set/Toy_TEST.ts").string() +
+                  ": expected the pair Toy_TRAIN.ts and Toy_TEST.ts, but this file does not exist");
   write("@classlabel true b a\n@data\n1:a\n", "Set/Toy_TEST.ts");
-  const auto known = error_of([&] { load_dataset("Nowhere", folder_); });
+  EXPECT_NE(error_of([&] {
+              load_dataset("Toy", {.data_dir = folder_, .train_size = 1});
+            }).find("Toy: expected the sizes of the data set as they are"),
+            std::string::npos);
+  const auto known = error_of([&] { load_dataset("Nowhere", {.data_dir = folder_}); });
   EXPECT_NE(known.find("but got 'Nowhere'"), std::string::npos) << known;
   EXPECT_NE(known.find("Toy"), std::string::npos) << known;
 
   EXPECT_NE(error_of([&] {
-              load_dataset("Toy", folder_);
+              load_dataset("Toy", {.data_dir = folder_});
             }).find("expected the class labels of the training file (a b), but got (b a)"),
             std::string::npos);
   write(kLabelled + "1:2:a\n", "Set/Toy_TEST.ts");
   EXPECT_NE(error_of([&] {
-              load_dataset("Toy", folder_);
+              load_dataset("Toy", {.data_dir = folder_});
             }).find("expected 1 channels as in the training file, but got 2"),
             std::string::npos);
   write("@targetlabel true\n@data\n1:2\n", "Set/Toy_TRAIN.ts");
-  EXPECT_NE(
-      error_of([&] { load_dataset("Toy", folder_); }).find("expected a data set with class labels"),
-      std::string::npos);
+  EXPECT_NE(error_of([&] {
+              load_dataset("Toy", {.data_dir = folder_});
+            }).find("expected a data set with class labels"),
+            std::string::npos);
   EXPECT_NE(
       error_of([&] { load_dataset(folder_.string()); }).find("expected a folder with one pair"),
       std::string::npos);
@@ -219,61 +226,45 @@ TEST_F(TsFileTest, DatasetErrors) {
 
 struct Shipped {
   std::string name;
-  int64_t train, test, channels, classes, shortest_train, longest_train, shortest_test,
-      longest_test;
+  int64_t train, test, channels, classes;
+  int64_t shortest_train, longest_train, shortest_test, longest_test;
 };
 
 class ShippedDatasets : public testing::TestWithParam<Shipped> {};
 
-/// Nothing if the data set is not installed; a file that is there but cannot be read is an error.
-std::optional<Dataset> installed(const std::string& name) {
-  try {
-    return load_dataset(name);
-  } catch (const UserError& error) {
-    if (std::string(error.what()).starts_with("data set: expected one of")) return {};
-    throw;
-  }
-}
-
 TEST_P(ShippedDatasets, HaveTheKnownCountsAndLengths) {
   const auto& known = GetParam();
-  const auto found = installed(known.name);
-  if (!found) GTEST_SKIP() << known.name << " is not installed (it comes with aeon)";
-  const auto& [name, train_file, test_file, train, test] = *found;
-  EXPECT_EQ(train.x.size(0), known.train);
-  EXPECT_EQ(test.x.size(0), known.test);
-  EXPECT_EQ(train.x.size(2), known.channels);
-  EXPECT_EQ(static_cast<int64_t>(train.class_labels.size()), known.classes);
-  EXPECT_EQ(train.lengths.min().item<int64_t>(), known.shortest_train);
-  EXPECT_EQ(train.lengths.max().item<int64_t>(), known.longest_train);
-  EXPECT_EQ(test.lengths.min().item<int64_t>(), known.shortest_test);
-  EXPECT_EQ(test.lengths.max().item<int64_t>(), known.longest_test);
-  EXPECT_EQ(train.x.size(1), std::max(known.longest_train, known.longest_test));
-  EXPECT_TRUE(train.x.isfinite().all().item<bool>());
+  const auto names = ts_dataset_names({});
+  if (std::find(names.begin(), names.end(), known.name) == names.end())
+    GTEST_SKIP() << known.name << " is not installed";
+  const auto data = load_dataset(known.name);
+  EXPECT_EQ(data.kind, DataKind::kSeries);
+  EXPECT_EQ(data.train.size(), known.train);
+  EXPECT_EQ(data.test.size(), known.test);
+  EXPECT_EQ(data.train.inputs.size(2), known.channels);
+  EXPECT_EQ(std::ssize(data.class_labels), known.classes);
+  const auto train = data.train.padding_mask.logical_not().sum(1);
+  const auto test = data.test.padding_mask.logical_not().sum(1);
+  EXPECT_EQ(train.min().item<int64_t>(), known.shortest_train);
+  EXPECT_EQ(train.max().item<int64_t>(), known.longest_train);
+  EXPECT_EQ(test.min().item<int64_t>(), known.shortest_test);
+  EXPECT_EQ(test.max().item<int64_t>(), known.longest_test);
+  EXPECT_EQ(data.train.inputs.size(1), std::max(known.longest_train, known.longest_test));
+  EXPECT_TRUE(data.train.inputs.isfinite().all().item<bool>());
 }
 
-INSTANTIATE_TEST_SUITE_P(Aeon, ShippedDatasets,
-                         testing::Values(Shipped{"JapaneseVowels", 270, 370, 12, 9, 7, 26, 7, 29},
-                                         Shipped{"BasicMotions", 40, 40, 6, 4, 100, 100, 100, 100},
-                                         Shipped{"ArrowHead", 36, 175, 1, 3, 251, 251, 251, 251},
-                                         Shipped{"GunPoint", 50, 150, 1, 2, 150, 150, 150, 150},
-                                         Shipped{"ItalyPowerDemand", 67, 1029, 1, 2, 24, 24, 24,
-                                                 24},
-                                         Shipped{"OSULeaf", 200, 242, 1, 6, 427, 427, 427, 427},
-                                         Shipped{"ACSF1", 100, 100, 1, 10, 1460, 1460, 1460, 1460}),
-                         [](const auto& instance) { return instance.param.name; });
-
-TEST(ShippedDataset, PickupGestureWiimoteZ) {
-  const auto found = installed("PickupGestureWiimoteZ");
-  if (!found) GTEST_SKIP() << "PickupGestureWiimoteZ is not installed (it comes with aeon)";
-  const auto& [name, train_file, test_file, train, test] = *found;
-  EXPECT_EQ(train.x.size(0), 50);
-  EXPECT_EQ(test.x.size(0), 50);
-  EXPECT_EQ(train.class_labels.size(), 10U);
-  const auto lengths = torch::cat({train.lengths, test.lengths});
-  EXPECT_EQ(lengths.min().item<int64_t>(), 29);
-  EXPECT_EQ(lengths.max().item<int64_t>(), 361);
-}
+INSTANTIATE_TEST_SUITE_P(
+    Packages, ShippedDatasets,
+    testing::Values(Shipped{"JapaneseVowels", 270, 370, 12, 9, 7, 26, 7, 29},
+                    Shipped{"BasicMotions", 40, 40, 6, 4, 100, 100, 100, 100},
+                    Shipped{"ArrowHead", 36, 175, 1, 3, 251, 251, 251, 251},
+                    Shipped{"GunPoint", 50, 150, 1, 2, 150, 150, 150, 150},
+                    Shipped{"ItalyPowerDemand", 67, 1029, 1, 2, 24, 24, 24, 24},
+                    Shipped{"OSULeaf", 200, 242, 1, 6, 427, 427, 427, 427},
+                    Shipped{"ACSF1", 100, 100, 1, 10, 1460, 1460, 1460, 1460},
+                    Shipped{"PickupGestureWiimoteZ", 50, 50, 1, 10, 29, 361, 37, 324},
+                    Shipped{"PLAID", 537, 537, 1, 11, 100, 1344, 134, 1000}),
+    [](const auto& instance) { return instance.param.name; });
 
 }  // namespace
 }  // namespace kktorch

@@ -1,6 +1,7 @@
 """Loads kktorch once for all tests, makes them repeatable, and says why a test is skipped."""
 
 import os
+import subprocess
 from pathlib import Path
 
 import kktorch
@@ -34,3 +35,24 @@ def root() -> Path:
 def build_dir() -> Path:
     """The build tree: the one that the op library comes from."""
     return Path(os.environ.get("KKTORCH_BUILD_DIR") or kktorch.library_path.parents[1])
+
+
+@pytest.fixture(scope="session")
+def program(build_dir):
+    path = Path(os.environ.get("KKTORCH_PROGRAM") or build_dir / "bin/kktorch")
+    if not path.exists():
+        pytest.fail(f"expected the program {path}; build it, or set KKTORCH_PROGRAM")
+    return path
+
+
+@pytest.fixture(scope="session")
+def kk(program):
+    """Runs the program; the exit code is part of what a test expects."""
+
+    def run(*args, code=0, **options):
+        command = [program, *map(str, args)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300, **options)
+        assert done.returncode == code, f"{command}\n{done.stdout}\n{done.stderr}"
+        return done
+
+    return run

@@ -48,6 +48,19 @@ def test_strides_do_not_matter(mode, layout):
 
 
 @pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mask", ["padding", "weight"])
+def test_strides_of_one_mask_do_not_matter(mode, mask):
+    """Alone: combined masks are a new tensor, whatever the strides of its parts."""
+    tensors, options = problem(Shape(H=4, Hk=2, D=8, Dv=8), mode, mask)
+    expected = evaluate(op, tensors, options)
+    options = {
+        name: t.mT.contiguous().mT if torch.is_tensor(t) and t.dim() > 1 else t
+        for name, t in options.items()
+    }
+    assert_close(evaluate(op, tensors, options), expected, 1e-12)
+
+
+@pytest.mark.parametrize("mode", MODES)
 def test_expanded_inputs(mode):
     """One key sequence for all samples and heads, one query for all rows, one row of the mask."""
     (q, k, v), options = problem(mode=mode, mask="bool[M,N]")

@@ -141,6 +141,15 @@ def test_data_set_by_name(ts, tmp_path, monkeypatch):
         find_dataset("Nothing")
 
 
+@pytest.mark.parametrize("part, other", [("TRAIN", "TEST"), ("TEST", "TRAIN")])
+def test_file_without_its_partner(ts, part, other, tmp_path, monkeypatch):
+    ts(HEADER + "1,2:3,4:up\n", f"Toy_{part}.ts")
+    monkeypatch.setenv("KKTORCH_DATA", str(tmp_path))
+    message = f"Toy_{other}.ts: expected the pair Toy_TRAIN.ts and Toy_TEST.ts, but this file"
+    with pytest.raises(FileNotFoundError, match=message):
+        find_dataset("Toy")
+
+
 @pytest.mark.skipif(not importlib.util.find_spec("aeon"), reason="the aeon package is missing")
 @pytest.mark.parametrize(
     "name, train_size, test_size, channels, train_lengths, test_lengths, classes",

@@ -15,9 +15,13 @@ DECODING = ["softmax", "bn", "sh", "bnsh"]
 LINEAR = ["linear", "linear_bn", "linear_sh", "linear_bnsh"]
 VARIANTS = [*DECODING, *LINEAR]
 POOLING = [variant for variant in VARIANTS if variant.endswith("sh")]
+CAUSAL = [*DECODING, "linear", "linear_bn"]
 WIDTH, HEADS = 16, 4
 
 each_variant = pytest.mark.parametrize("variant", VARIANTS)
+each_causality = pytest.mark.parametrize(
+    "variant, is_causal", [(v, False) for v in VARIANTS] + [(v, True) for v in CAUSAL]
+)
 
 
 def padding_mask(lengths: list[int], longest: int) -> torch.Tensor:
@@ -239,7 +243,7 @@ def test_is_the_formula(variant, options):
 
 
 @each_option
-@pytest.mark.parametrize("variant", ["softmax", "bn", "sh", "bnsh", "linear", "linear_bn"])
+@pytest.mark.parametrize("variant", CAUSAL)
 def test_causal_is_the_formula(variant, options):
     if "kdim" in options:
         options = {}
@@ -265,11 +269,8 @@ def test_mask_hides_every_window_with_a_forbidden_token(variant, options):
 
 
 @pytest.mark.parametrize("num_special", [0, 2])
-@pytest.mark.parametrize("is_causal", [False, True])
-@each_variant
+@each_causality
 def test_convolution_is_the_formula(variant, is_causal, num_special):
-    if is_causal and variant in ("linear_sh", "linear_bnsh"):
-        pytest.skip("not causal")
     layer = attention(variant, conv="1d", num_special=num_special)
     x, padding = tokens(2, 7), padding_mask([7, 4], 7)
     expected = expected_output(layer, x, x, x, padding, is_causal=is_causal)
@@ -340,12 +341,9 @@ def test_counted_windows_of_equal_tokens_are_the_tokens(variant):
     close(counted(query, memory, memory, padding)[0], plain(query, memory, memory, padding)[0])
 
 
-@pytest.mark.parametrize("is_causal", [False, True])
 @each_option
-@each_variant
+@each_causality
 def test_weights_are_those_of_the_output(variant, options, is_causal):
-    if is_causal and variant in ("linear_sh", "linear_bnsh"):
-        pytest.skip("not causal")
     if "kdim" in options or options.get("tail") == "drop":
         options = {"num_special": 1}
     layer = attention(variant, **options)
@@ -361,11 +359,8 @@ def test_weights_are_those_of_the_output(variant, options, is_causal):
     close(layer.out_proj(heads.transpose(1, 2).flatten(2)), out)
 
 
-@pytest.mark.parametrize("is_causal", [False, True])
-@each_variant
+@each_causality
 def test_padded_batch_is_the_loop_over_samples(variant, is_causal):
-    if is_causal and variant in ("linear_sh", "linear_bnsh"):
-        pytest.skip("not causal")
     layer = attention(variant, num_special=1, conv="none")
     lengths = [7, 1, 4]
     padding = padding_mask(lengths, 7)
@@ -544,7 +539,7 @@ def test_script(variant, options):
     for args in ((query, key, value), *[(query,) * 3] * (layer.kdim == WIDTH)):
         close(scripted(*args, padding)[0], layer(*args, padding)[0])
         close(scripted(*args, padding, need_weights=True), layer(*args, padding, need_weights=True))
-        if layer.conv != "2d" and variant not in ("linear_sh", "linear_bnsh"):
+        if layer.conv != "2d" and variant in CAUSAL:
             close(scripted(*args, is_causal=True)[0], layer(*args, is_causal=True)[0])
 
 
@@ -552,6 +547,7 @@ def test_script(variant, options):
 @each_variant
 def test_compile(variant, options):
     """One graph, in training, outputs and gradients."""
+    torch.compiler.reset()  # every variant is a recompilation of the one forward
     layer = attention(variant, beta_mode="per_head", **options).train()
     expected = copy.deepcopy(layer)
     compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)
@@ -564,11 +560,8 @@ def test_compile(variant, options):
         torch.testing.assert_close(p.grad, q.grad, msg=name)
 
 
-@pytest.mark.parametrize("is_causal", [False, True])
-@each_variant
+@each_causality
 def test_export_has_free_batch_and_length(variant, is_causal):
-    if is_causal and variant in ("linear_sh", "linear_bnsh"):
-        pytest.skip("not causal")
     layer = attention(variant, num_special=1)
     shapes = {0: torch.export.Dim("B", max=64), 1: torch.export.Dim("L", min=9, max=64)}
 

@@ -1,17 +1,18 @@
 """The program `kktorch` from outside: train, stop, resume, predict, export, and what it refuses."""
 
 import csv
+import importlib.util
 import json
 import math
 import os
 import random
+import re
 import resource
 import shutil
 import signal
 import statistics
 import subprocess
 import time
-from pathlib import Path
 
 import kktorch
 import pytest
@@ -21,27 +22,6 @@ from kktorch.run import load_run
 
 SMALL = "--width 8 --heads 2 --ffn 16 --layers 1 --batch-size 8 --threads 1".split()
 RUNS = ["bn-seed1", "bn-seed2", "softmax-seed1", "softmax-seed2"]
-
-
-@pytest.fixture(scope="session")
-def program(build_dir):
-    path = Path(os.environ.get("KKTORCH_PROGRAM") or build_dir / "bin/kktorch")
-    if not path.exists():
-        pytest.fail(f"expected the program {path}; build it, or set KKTORCH_PROGRAM")
-    return path
-
-
-@pytest.fixture(scope="session")
-def kk(program):
-    """Runs the program; the exit code is part of what a test expects."""
-
-    def run(*args, code=0, **options):
-        command = [program, *map(str, args)]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=300, **options)
-        assert done.returncode == code, f"{command}\n{done.stdout}\n{done.stderr}"
-        return done
-
-    return run
 
 
 def write_ts(path, cases, seed):
@@ -120,11 +100,12 @@ def test_run_folder(finished, data):
         }
         config = read_json(run / "config.json")
         assert config["model"]["type"] == "TimeSeriesClassifier"
-        assert name == f"{config['model']['encoder']['attention']}-seed{config['training']['seed']}"
+        assert name == f"{config['method']}-seed{config['training']['seed']}"
+        assert config["model"]["encoder"]["attention"] == config["method"]
         sizes = [config["data"][f"{part}_size"] for part in ("train", "validation", "test")]
         assert sizes == [36, 9, 24]
         assert config["data"]["class_labels"] == ["x", "y", "z"]
-        assert config["data"]["train_file"] == str(data / "Toy_TRAIN.ts")
+        assert config["data"]["origin"]["train_file"] == str(data / "Toy_TRAIN.ts")
         summary = read_json(run / "summary.json")
         assert sum(map(sum, summary["confusion"])) == summary["test_size"] == 24
         correct = sum(summary["confusion"][k][k] for k in range(3))
@@ -153,10 +134,11 @@ def test_summary_and_table(finished):
     folder, done = finished
     summary = read_json(folder / "summary.json")
     assert summary["one_sample_percent"] == pytest.approx(100 / 24)
+    assert summary["majority_percent"] == pytest.approx(100 * 8 / 24)
     assert done.stdout.startswith((folder / "table.txt").read_text())
     accuracy = {}
     for method in summary["methods"]:
-        name = method["attention"]
+        name = method["method"]
         runs = [read_json(folder / f"{name}-seed{seed}/summary.json") for seed in (1, 2)]
         for column in ("final", "best_validation", "best_test"):
             values = [run[column]["test_accuracy"] for run in runs]
@@ -217,10 +199,8 @@ def uninterrupted(toy, tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-def test_stopped_run_resumes_to_the_same_bits(number, program, data, toy, uninterrupted, tmp_path):
-    folder, run = tmp_path / "run", tmp_path / "run/bn-seed1"
-    command = [program, "train", "--data", data, "--out", folder, *SMALL, *LONG]
+def interrupt(command, run, number):
+    """Starts `kktorch train`, and sends it the signal after some epochs of `run`."""
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
         deadline = time.monotonic() + 120
         while not (run / "metrics.jsonl").exists() or len(metrics(run)) < 5:
@@ -231,9 +211,39 @@ def test_stopped_run_resumes_to_the_same_bits(number, program, data, toy, uninte
     killed = number == signal.SIGKILL
     assert process.returncode == (-number if killed else 128 + number)
     assert killed or "--resume continues it" in message
-    assert len(metrics(run)) < 150 and not (run / "summary.json").exists()
+    assert not (run / "summary.json").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_stopped_run_resumes_to_the_same_bits(number, program, data, toy, uninterrupted, tmp_path):
+    folder, run = tmp_path / "run", tmp_path / "run/bn-seed1"
+    interrupt([program, "train", "--data", data, "--out", folder, *SMALL, *LONG], run, number)
+    assert len(metrics(run)) < 150
     toy(folder, *LONG, "--resume")
     assert_same_run(run, uninterrupted / "bn-seed1")
+
+
+def test_steps_end_a_run_within_an_epoch(toy, tmp_path):
+    toy(tmp_path / "run", *"--attention bn --seeds 1 --steps 7".split())
+    assert [row["step"] for row in metrics(tmp_path / "run/bn-seed1")] == [5, 7]
+    training = read_json(tmp_path / "run/bn-seed1/config.json")["training"]
+    assert (training["steps"], training["epochs"]) == (7, 2)
+
+
+def test_methods_differ_in_their_attention_only(toy, tmp_path):
+    names = "softmax bn bn-nostd sh bnsh linear linear_bn linear_bn-nostd linear_sh linear_bnsh"
+    toy(tmp_path, "--attention", ",".join(names.split()), *"--seeds 1 --steps 2".split())
+    models = {}
+    for name in names.split():
+        config = read_json(tmp_path / f"{name}-seed1/config.json")
+        assert config["method"] == name
+        encoder = config["model"]["encoder"]
+        assert encoder.pop("attention") == name.removesuffix("-nostd")
+        assert encoder.pop("use_std") == (not name.endswith("-nostd"))
+        models[name] = config["model"]
+    assert all(model == models["softmax"] for model in models.values())
+    losses = {metrics(tmp_path / f"{name}-seed1")[0]["test_loss"] for name in models}
+    assert len(losses) == len(models)
 
 
 def test_checkpoint_of_another_model_is_refused(finished, kk, data, tmp_path):
@@ -265,6 +275,100 @@ def test_full_disk(program, data, tmp_path):
     assert done.returncode == 1
     assert "checkpoint.pt.tmp: expected to write this file, but got: File too large" in done.stderr
     assert [path.name for path in (tmp_path / "run/bn-seed1").glob("checkpoint*")] == []
+
+
+# ---- images and tokens
+
+OTHER_DATA = {
+    "digits": ["--data", "digits"],
+    "ListOps-small": "--data ListOps-small --train-size 40 --test-size 16".split(),
+}
+OTHER_JOB = "--attention softmax,bnsh --seeds 1".split()
+
+
+@pytest.fixture(scope="module", params=OTHER_DATA)
+def other(request, kk, tmp_path_factory):
+    """Name and folder of a comparison on images or tokens."""
+    if request.param == "digits" and not importlib.util.find_spec("sklearn"):
+        pytest.skip("scikit-learn is missing")
+    folder = tmp_path_factory.mktemp("other") / "run"
+    job = [*OTHER_DATA[request.param], *OTHER_JOB, *SMALL]
+    kk("train", *job, "--epochs", 20, "--out", folder)
+    return request.param, folder
+
+
+@pytest.fixture
+def cases(other, tmp_path):
+    """A file of three cases for these models, their inputs as in Python, their labels."""
+    random.seed(1)
+    if other[0] == "digits":
+        rows = [[random.randint(0, 16) for _ in range(64)] + [digit] for digit in (3, 0, 9)]
+        text = "\n".join(",".join(map(str, row)) for row in rows)
+        inputs = (torch.tensor([row[:64] for row in rows]).float().view(3, 1, 8, 8),)
+        labels = ["3", "0", "9"]
+    else:
+        symbols = ["", *"0123456789", "[MAX", "[MIN", "[MED", "[SM", "]"]
+        expressions = ["[MAX 2 9 [MIN 4 7 ] 0 ]", "5", "[SM 8 [MED 1 2 4 8 ] ]"]
+        labels = ["9", "5", "1"]
+        text = "\n".join(map("\t".join, zip(expressions, labels, strict=True)))
+        ids = [torch.tensor([symbols.index(s) for s in line.split()]) for line in expressions]
+        padded = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True)
+        inputs = padded, padded == 0
+    (tmp_path / "cases").write_text(text + "\n")
+    return tmp_path / "cases", inputs, labels
+
+
+def test_run_of_another_model(other):
+    name, folder = other
+    config = read_json(folder / "bnsh-seed1/config.json")
+    sizes = [config["data"][f"{part}_size"] for part in ("train", "validation", "test")]
+    assert config["data"]["name"] == name
+    if name == "digits":
+        assert config["model"]["type"] == "SmallViT" and sizes == [1077, 269, 451]
+        assert config["data"]["origin"]["file"].endswith("digits.csv.gz")
+        assert config["training"]["weight_decay"] == 0.05
+    else:
+        assert config["model"]["type"] == "TokenClassifier" and sizes == [40, 16, 16]
+        assert re.fullmatch("[0-9a-f]{16}", config["data"]["origin"]["checksum"])
+        assert config["training"]["steps"] == 0, "--epochs has its way against the preset"
+        assert config["training"]["decay"] == "linear"
+    for method in ("softmax", "bnsh"):
+        rows = metrics(folder / f"{method}-seed1")
+        assert len(rows) == 20 and rows[-1]["train_loss"] < rows[0]["train_loss"]
+        assert read_json(folder / f"{method}-seed1/summary.json")["method"] == method
+
+
+@pytest.mark.parametrize("method", ["softmax", "bnsh"])
+def test_prediction_and_export_of_another_model(method, other, cases, kk, tmp_path):
+    run, (file, inputs, labels) = other[1] / f"{method}-seed1", cases
+    rows, _ = predictions(kk, run, file, tmp_path / "out.csv")
+    assert [row["true"] for row in rows] == labels
+    ours = torch.tensor([[float(row[f"p({digit})"]) for digit in range(10)] for row in rows])
+    kk("export", "--run", run, "--out", tmp_path / "exported.ts")
+    with torch.no_grad():
+        for model in (load_run(run), torch.jit.load(tmp_path / "exported.ts")):
+            theirs = model(*inputs).softmax(1)
+            torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)
+
+
+def test_stopped_run_of_another_model_resumes_to_the_same_bits(other, program, kk, tmp_path):
+    name, folder = other
+    job = [*OTHER_DATA[name], *OTHER_JOB, *SMALL, "--epochs", "20", "--out", tmp_path]
+    interrupt([program, "train", *job], tmp_path / "softmax-seed1", signal.SIGINT)
+    kk("train", *job, "--resume")
+    for method in ("softmax", "bnsh"):
+        assert_same_run(tmp_path / f"{method}-seed1", folder / f"{method}-seed1")
+
+
+def test_cases_that_another_model_does_not_take(other, kk, tmp_path):
+    name, folder = other
+    file, run = tmp_path / "cases", folder / "bnsh-seed1"
+    file.write_text(",".join(["1"] * 63) if name == "digits" else "5 " * 300)
+    refused = kk("predict", "--model", run, "--input", file, code=1).stderr
+    expected = "expected 64 pixels" if name == "digits" else "TokenClassifier: expected"
+    assert f"{file}:" in refused and expected in refused
+    file.write_text("what")
+    assert f"{file}:1: expected" in kk("predict", "--model", run, "--input", file, code=1).stderr
 
 
 # ---- predict, export, info
@@ -356,8 +460,14 @@ def test_folder_that_cannot_be_written(toy, tmp_path):
 @pytest.mark.parametrize(
     "text, message",
     [
-        ("@dimensions 1\n@data\n1,2\n", "expected 2 channels as in Toy, but got 1"),
-        ("@data\n1,2,3,4,5,6,7,8:1,2,3,4,5,6,7,8\n", "expected series of at most 7 steps"),
+        (
+            "@dimensions 1\n@data\n1,2\n",
+            "expected x floating [B, L <= 7, 2], but got Float [1, 2, 1]",
+        ),
+        (
+            "@data\n1,2,3,4,5,6,7,8:1,2,3,4,5,6,7,8\n",
+            "expected x floating [B, L <= 7, 2], but got Float [1, 8, 2]",
+        ),
         ("@classlabel true q\n@data\n1:1:q\n", "expected class labels of Toy (x y z), but got 'q'"),
     ],
 )
@@ -365,7 +475,7 @@ def test_input_of_another_task(text, message, finished, kk, tmp_path):
     file = tmp_path / "other.ts"
     file.write_text(text)
     refused = kk("predict", "--model", finished[0] / "bn-seed1", "--input", file, code=1)
-    assert message in refused.stderr
+    assert message in refused.stderr and str(file) in refused.stderr
 
 
 def test_folder_of_several_runs_names_them(finished, kk, data):
@@ -383,6 +493,8 @@ def test_folder_of_several_runs_names_them(finished, kk, data):
         ["train", "--epochs", "-1"],
         ["train", "--validation", "1"],
         ["train", "--resume", "--overwrite"],
+        ["train", "--steps", "5", "--epochs", "5"],
+        ["train", "--model", "cnn"],
         ["predict", "--input", "x.ts"],
         ["export", "--run", "x", "--format", "onnx"],
     ],
@@ -395,6 +507,21 @@ def test_options_that_do_not_fit_together(kk, data, tmp_path):
     job = ["--data", data, "--out", tmp_path / "run"]
     assert "divisible" in kk("train", *job, "--width", 8, "--heads", 3, code=1).stderr
     assert "bn twice" in kk("train", *job, "--attention", "bn,bn", code=1).stderr
+    wrong = "expected --model timeseries for Toy, but got vit"
+    assert wrong in kk("train", *job, "--model", "vit", code=1).stderr
+    wrong = "expected options that the model timeseries has, but got --patch"
+    assert wrong in kk("train", *job, "--patch", 2, code=1).stderr
+    wrong = "but got --train-size or --test-size"
+    assert wrong in kk("train", *job, "--train-size", 9, code=1).stderr
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("missing", ["Toy_TRAIN.ts", "Toy_TEST.ts"])
+def test_data_folder_with_a_missing_file(missing, kk, data, tmp_path):
+    shutil.copytree(data, tmp_path / "half")
+    (tmp_path / "half" / missing).unlink()
+    refused = kk("train", "--data", tmp_path / "half", "--out", tmp_path / "run", code=1)
+    assert f"half/{missing}: expected the pair Toy_TRAIN.ts and Toy_TEST.ts" in refused.stderr
     assert not (tmp_path / "run").exists()
 
 

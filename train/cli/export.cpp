@@ -16,7 +16,9 @@ then, in Python:
   import torch
   torch.ops.load_library("build/lib/libkktorch.so")
   logits = torch.jit.load("model.ts")(x, padding_mask)
-with x [B, L, C] the raw series and padding_mask [B, L] True behind their ends)";
+with padding_mask [B, L] True behind the end of a sequence and x the raw series
+[B, L, C] or the tokens [B, L] int64; a model of images takes x [B, C, height,
+width] alone)";
 
 struct Arguments {
   std::filesystem::path run, out;

@@ -1,4 +1,5 @@
-// kktorch predict: class and probabilities of every series in a file.
+// kktorch predict: class and probabilities of every case in a file.
+#include <c10/util/Exception.h>
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
@@ -11,7 +12,7 @@
 #include "train/cli/command.h"
 #include "train/common/error.h"
 #include "train/common/files.h"
-#include "train/data/ts_file.h"
+#include "train/data/datasets.h"
 #include "train/loop/table.h"
 #include "train/runs/run.h"
 
@@ -19,7 +20,11 @@ namespace kktorch::cli {
 namespace {
 
 constexpr auto kFooter = R"(Example:
-  kktorch predict --model runs/JapaneseVowels/bn-seed1 --input My_TEST.ts --out predictions.csv)";
+  kktorch predict --model runs/JapaneseVowels/bn-seed1 --input My_TEST.ts --out predictions.csv
+
+Input files: time series in the .ts format; images as CSV, plain or gzip, the 64
+pixels of one image a line and, if known, its digit; ListOps expressions as text,
+one a line, such as [MAX 2 9 [MIN 4 7 ] 0 ], and, if known, a tab and the value.)";
 
 struct Arguments {
   std::filesystem::path model, input, out;
@@ -39,26 +44,33 @@ std::vector<std::string> names_of(const at::Tensor& labels, const std::vector<st
   return result;
 }
 
-Prediction predict(TrainedModel run, const Arguments& args) {
-  const auto& data = run.config.data;
-  const auto cases = read_ts_file(args.input);
-  if (cases.x.size(2) != data.channels)
-    fail("{}: expected {} channels as in {}, but got {}", args.input.string(), data.channels,
-         data.name, cases.x.size(2));
+/// The labels of the file are in its own order, which may not be that of the training file.
+void check_labels(const Cases& cases, const DataConfig& data, const std::filesystem::path& file) {
   for (const auto& label : cases.class_labels)
     if (std::find(data.class_labels.begin(), data.class_labels.end(), label) ==
         data.class_labels.end())
-      fail("{}: expected class labels of {} ({}), but got '{}'", args.input.string(), data.name,
+      fail("{}: expected class labels of {} ({}), but got '{}'", file.string(), data.name,
            fmt::join(data.class_labels, " "), label);
-  const auto padded = pad_to(cases, std::max(data.max_length, cases.x.size(1)));
-  if (padded.x.size(1) > data.max_length)
-    fail("{}: expected series of at most {} steps, the longest of {}, but got {}",
-         args.input.string(), data.max_length, data.name, padded.x.size(1));
-  const auto logits = evaluate_logits(*run.model, forward_of(run.model),
-                                      {padded.x, padded.padding_mask, padded.labels});
-  Prediction result{
-      data.class_labels, logits.softmax(1), {}, names_of(logits.argmax(1), data.class_labels)};
-  if (cases.labels.defined()) result.true_label = names_of(cases.labels, cases.class_labels);
+}
+
+/// Errors of the model, which knows what it takes, name the file.
+at::Tensor logits_of(const TrainedModel& run, const Cases& cases,
+                     const std::filesystem::path& file) {
+  try {
+    return evaluate_logits(module_of(run.model), forward_of(run.model), cases.examples);
+  } catch (const c10::Error& error) {
+    fail("{}: {}", file.string(), error.what_without_backtrace());
+  }
+}
+
+Prediction predict(const TrainedModel& run, const Arguments& args) {
+  const auto& names = run.config.data.class_labels;
+  const auto cases = read_cases(args.input, kind_of(run.config.model));
+  check_labels(cases, run.config.data, args.input);
+  const auto logits = logits_of(run, cases, args.input);
+  Prediction result{names, logits.softmax(1), {}, names_of(logits.argmax(1), names)};
+  if (cases.examples.labels.defined())
+    result.true_label = names_of(cases.examples.labels, cases.class_labels);
   return result;
 }
 
@@ -116,11 +128,11 @@ int run(const Arguments& args) {
 Command add_predict(CLI::App& program) {
   auto args = std::make_shared<Arguments>();
   auto* app =
-      program.add_subcommand("predict", "classify the series of a .ts file with a trained model");
+      program.add_subcommand("predict", "classify the cases of a file with a trained model");
   app->footer(kFooter);
   app->add_option("--model", args->model, "folder of one run, e.g. runs/JapaneseVowels/bn-seed1")
       ->required();
-  app->add_option("--input", args->input, ".ts file; with labels the accuracy is printed too")
+  app->add_option("--input", args->input, "file of cases; with labels the accuracy is printed too")
       ->required();
   app->add_option("--out", args->out, "CSV file to write instead of the printed table");
   return {app, [args] { return run(*args); }};

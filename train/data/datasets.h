@@ -1,29 +1,29 @@
 #pragma once
-// Data sets by name: a pair of `.ts` files in a user directory or in the installed aeon package.
+// Data sets by name, and files of cases to classify.
 #include <filesystem>
+#include <optional>
 #include <string>
 
-#include "train/data/ts_file.h"
+#include "train/data/dataset.h"
 
 namespace kktorch {
 
-/// A data set for classification: both files padded to the longest series of the two.
-struct Dataset {
-  std::string name;
-  std::filesystem::path train_file, test_file;  ///< absolute
-  TsFile train, test;
+/// What a user may say besides the name.
+struct DatasetOptions {
+  std::filesystem::path
+      data_dir{};  ///< searched first for the names of .ts data sets; may be empty
+  std::optional<int64_t> train_size{}, test_size{};  ///< of generated data; test: validation too
 };
 
 /// Loads the data set `data`:
-///   - a file <NAME>_TRAIN.ts with <NAME>_TEST.ts beside it, or a folder that holds one such pair;
-///   - a name, looked for in `data_dir`, in $KKTORCH_DATA, and in the aeon package of the virtual
-///   environment
-///     ($KKTORCH_VENV, $VIRTUAL_ENV or .venv of the source tree), there as <NAME>_TRAIN.ts or
-///     <FOLDER>/<NAME>_TRAIN.ts.
-/// @param data_dir  may be empty.
-/// @throws UserError for an unknown name (with the known ones), a malformed file, files that do not
-/// fit each other, or
-///     a data set without class labels.
-Dataset load_dataset(const std::string& data, const std::filesystem::path& data_dir = {});
+///   - "ListOps", "ListOps-small": generated (listops.h);
+///   - "digits": images from the scikit-learn package of the virtual environment (digits.h);
+///   - the name, file or folder of a pair of .ts files (ts_datasets.h).
+/// @throws UserError for an unknown name (with the known ones) and for whatever is wrong in a file.
+Dataset load_dataset(const std::string& data, const DatasetOptions& options = {});
+
+/// Reads cases of the given kind: a .ts file, a CSV file of images (read_digits), or a text file of
+/// ListOps expressions (read_listops). @throws UserError
+Cases read_cases(const std::filesystem::path& file, DataKind kind);
 
 }  // namespace kktorch

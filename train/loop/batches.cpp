@@ -16,11 +16,23 @@ at::Tensor ascending(std::vector<int64_t> rows) {
   return at::tensor(rows, at::kLong);
 }
 
+/// The examples whose parts are `change` of these; what is undefined stays so.
+template <typename Change>
+Examples of_each(const Examples& all, const Change& change) {
+  const auto part = [&](const at::Tensor& tensor) {
+    return tensor.defined() ? change(tensor) : at::Tensor();
+  };
+  return {part(all.inputs), part(all.padding_mask), part(all.labels)};
+}
+
 }  // namespace
 
 Examples Examples::select(const at::Tensor& rows) const {
-  return {inputs.index_select(0, rows), padding_mask.index_select(0, rows),
-          labels.index_select(0, rows)};
+  return of_each(*this, [&](const at::Tensor& part) { return part.index_select(0, rows); });
+}
+
+Examples Examples::narrow(int64_t begin, int64_t count) const {
+  return of_each(*this, [&](const at::Tensor& part) { return part.narrow(0, begin, count); });
 }
 
 Split stratified_split(const at::Tensor& labels, double fraction, uint64_t seed) {

@@ -9,14 +9,17 @@ namespace kktorch {
 
 /// n examples of a classification task; rows of all three tensors belong together.
 struct Examples {
-  at::Tensor inputs;        ///< [n, L, ...]
-  at::Tensor padding_mask;  ///< [n, L] bool, True = padding
-  at::Tensor labels;        ///< [n] int64
+  at::Tensor inputs;        ///< [n, ...]
+  at::Tensor padding_mask;  ///< [n, L] bool, True = padding; undefined where nothing is padded
+  at::Tensor labels;        ///< [n] int64; undefined where they are not known
 
-  int64_t size() const { return labels.defined() ? labels.size(0) : 0; }
+  int64_t size() const { return inputs.defined() ? inputs.size(0) : 0; }
 
   /// The examples at `rows` [m] int64, copied.
   Examples select(const at::Tensor& rows) const;
+
+  /// The examples begin, …, begin + count - 1, not copied.
+  Examples narrow(int64_t begin, int64_t count) const;
 };
 
 /// The rows of a random split: `rest` and `held_out`, both ascending.

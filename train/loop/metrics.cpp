@@ -36,7 +36,7 @@ void MetricsSink::append(const Row& row) {
   append_line(jsonl(), row.dump());
 }
 
-void MetricsSink::keep_until(int64_t epoch) {
+void MetricsSink::keep_until(int64_t last, const std::string& counter) {
   if (!std::filesystem::exists(jsonl())) {
     std::filesystem::remove(csv());
     return;
@@ -45,7 +45,7 @@ void MetricsSink::keep_until(int64_t epoch) {
   std::istringstream lines(read_file(jsonl()));
   for (std::string line; std::getline(lines, line);) {
     const auto row = Row::parse(line, nullptr, /*allow_exceptions=*/false);
-    if (row.is_discarded() || row.at("epoch").get<int64_t>() > epoch) break;
+    if (row.is_discarded() || row.at(counter).get<int64_t>() > last) break;
     if (csv_text.empty()) csv_text = csv_header(row) + '\n';
     csv_text += csv_values(row) + '\n';
     json_text += row.dump() + '\n';

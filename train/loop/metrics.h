@@ -3,6 +3,7 @@
 // header, then values).
 #include <filesystem>
 #include <nlohmann/json.hpp>
+#include <string>
 
 namespace kktorch {
 
@@ -13,8 +14,9 @@ class MetricsSink {
   /// @param row  a flat object of numbers, always the same keys. NaN: null, in the CSV nothing.
   void append(const nlohmann::ordered_json& row);
 
-  /// Drops the rows whose "epoch" exceeds `epoch`, and a last line that is only half written.
-  void keep_until(int64_t epoch);
+  /// Drops the first row whose `counter` exceeds `last` and those behind it, and a last line that
+  /// is only half written.
+  void keep_until(int64_t last, const std::string& counter = "epoch");
 
  private:
   std::filesystem::path jsonl() const { return folder_ / "metrics.jsonl"; }

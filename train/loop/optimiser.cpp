@@ -52,14 +52,18 @@ double scheduled_learning_rate(const OptimiserOptions& options, int64_t step, in
   const double warmup_steps = std::ceil(options.warmup * total);
   if (now < warmup_steps) return options.learning_rate * (now + 1) / warmup_steps;
   const double progress = (now - warmup_steps) / std::max(1.0, total - warmup_steps);
+  if (options.decay == "linear") return options.learning_rate * (1 - progress);
   return options.learning_rate * (1 + std::cos(std::numbers::pi * progress)) / 2;
 }
 
 Optimiser::Optimiser(const torch::nn::Module& model, OptimiserOptions options, int64_t total_steps)
-    : options_(options),
+    : options_(std::move(options)),
       total_steps_(total_steps),
       parameters_(model.named_parameters()),
-      adamw_(parameter_groups(parameters_, adamw_options(options)), adamw_options(options)) {}
+      adamw_(parameter_groups(parameters_, adamw_options(options_)), adamw_options(options_)) {
+  if (options_.decay != "cosine" && options_.decay != "linear")
+    fail("training: expected decay in cosine, linear, but got '{}'", options_.decay);
+}
 
 bool Optimiser::update(int64_t step) {
   if (!std::isfinite(torch::nn::utils::clip_grad_norm_(parameters_.values(), options_.clip)))

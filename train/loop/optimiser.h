@@ -1,5 +1,6 @@
 #pragma once
-// AdamW (Loshchilov & Hutter 2019) with linear warm-up, cosine decay, and gradient clipping.
+// AdamW (Loshchilov & Hutter 2019) with linear warm-up, cosine or linear decay, and gradient
+// clipping.
 #include <torch/nn/module.h>
 #include <torch/optim/adamw.h>
 
@@ -13,12 +14,13 @@ struct OptimiserOptions {
   double learning_rate = 1e-3;  ///< at the end of the warm-up
   double weight_decay =
       5e-4;  ///< decoupled; the re-centring strengths (parameters named `beta`) are never decayed
-  double clip = 4;      ///< largest norm of all gradients together
-  double warmup = 0.1;  ///< fraction of the steps
+  double clip = 4;               ///< largest norm of all gradients together
+  double warmup = 0.1;           ///< fraction of the steps
+  std::string decay = "cosine";  ///< after the warm-up, to zero: "cosine" or "linear"
 };
 
-/// lr * min(1, (step+1)/w) during the w warm-up steps, then lr * (1 + cos(pi * progress))/2,
-/// progress 0 → 1.
+/// lr * min(1, (step+1)/w) during the w warm-up steps, then lr * (1 + cos(pi * progress))/2 or
+/// lr * (1 - progress), progress 0 → 1.
 double scheduled_learning_rate(const OptimiserOptions& options, int64_t step, int64_t total_steps);
 
 using TensorMap = std::map<std::string, at::Tensor>;

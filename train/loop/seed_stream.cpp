@@ -5,6 +5,8 @@
 #include <numeric>
 #include <utility>
 
+#include "train/common/hash.h"
+
 namespace kktorch {
 namespace {
 
@@ -14,17 +16,10 @@ uint64_t mix(uint64_t z) {
   return z ^ (z >> 31);
 }
 
-/// FNV-1a.
-uint64_t hash(std::string_view text) {
-  uint64_t h = 0xCBF29CE484222325U;
-  for (const char c : text) h = (h ^ static_cast<unsigned char>(c)) * 0x100000001B3U;
-  return h;
-}
-
 }  // namespace
 
 SeedStream::SeedStream(uint64_t seed, std::string_view purpose, uint64_t index)
-    : state_(mix(mix(mix(seed) ^ hash(purpose)) ^ index)) {}
+    : state_(mix(mix(mix(seed) ^ fnv1a(purpose)) ^ index)) {}
 
 uint64_t SeedStream::next() { return mix(state_ += 0x9E3779B97F4A7C15U); }
 

@@ -1,5 +1,6 @@
 #include "train/loop/statistics.h"
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 #include <numbers>
@@ -54,6 +55,19 @@ double student_t_quantile(double probability, int degrees) {
     (central_probability(middle, degrees) < central ? low : high) = middle;
   }
   return high;
+}
+
+Interval wilson_interval(int64_t hits, int64_t trials) {
+  if (hits < 0 || trials < 1 || hits > trials)
+    fail("wilson_interval: expected 0 <= hits <= trials and trials >= 1, but got {} and {}", hits,
+         trials);
+  constexpr double z = 1.959963984540054;  // normal quantile of 0.975
+  const auto n = static_cast<double>(trials), share = static_cast<double>(hits) / n;
+  const double center = (share + z * z / (2 * n)) / (1 + z * z / n);
+  const double half =
+      z * std::sqrt(share * (1 - share) / n + z * z / (4 * n * n)) / (1 + z * z / n);
+  // It holds the share; at 0 and 1 its end is the share, which rounding must not move.
+  return {std::min(share, center - half), std::max(share, center + half)};
 }
 
 PairedDifference paired_difference(std::span<const double> a, std::span<const double> b) {

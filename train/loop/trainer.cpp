@@ -66,10 +66,9 @@ at::Tensor evaluate_logits(torch::nn::Module& model, const Trainer::Forward& for
   const bool was_training = model.is_training();
   model.eval();
   std::vector<at::Tensor> parts;
-  for (int64_t begin = 0; begin < examples.inputs.size(0); begin += kEvaluationBatch) {
-    const auto length = std::min(kEvaluationBatch, examples.inputs.size(0) - begin);
-    parts.push_back(forward(examples.inputs.narrow(0, begin, length),
-                            examples.padding_mask.narrow(0, begin, length)));
+  for (int64_t begin = 0; begin < examples.size(); begin += kEvaluationBatch) {
+    const auto batch = examples.narrow(begin, std::min(kEvaluationBatch, examples.size() - begin));
+    parts.push_back(forward(batch.inputs, batch.padding_mask));
   }
   model.train(was_training);
   return at::cat(parts);
@@ -86,16 +85,17 @@ Trainer::Trainer(torch::nn::Module& model, Forward forward, Data data, TrainerOp
       data_(std::move(data)),
       options_(options),
       batches_per_epoch_((data_.fit.size() + options.batch_size - 1) / options.batch_size),
-      optimiser_(model, options.optimiser, options.epochs * batches_per_epoch_) {
+      total_steps_(options.steps > 0 ? options.steps : options.epochs * batches_per_epoch_),
+      optimiser_(model, options.optimiser, total_steps_) {
   seed_torch(options_.seed, "dropout");
 }
 
 bool Trainer::run(const Observer& observer) {
   model_.train();
-  while (state_.epoch < options_.epochs) {
+  while (state_.step < total_steps_) {
     const auto batches =
         shuffled_batches(data_.fit.size(), options_.batch_size, options_.seed, state_.epoch);
-    while (state_.batch < batches_per_epoch_) {
+    while (state_.batch < batches_per_epoch_ && state_.step < total_steps_) {
       if (observer.stop_requested()) {
         observer.on_checkpoint(checkpoint());
         return false;

@@ -21,6 +21,7 @@ namespace kktorch {
 
 struct TrainerOptions {
   int64_t epochs = 100;
+  int64_t steps = 0;  ///< if positive, the number of updates, whatever `epochs` says
   int64_t batch_size = 32;
   uint64_t seed = 0;
   OptimiserOptions optimiser;
@@ -58,7 +59,7 @@ struct TrainerState {
 
 class Trainer {
  public:
-  /// Logits [b, K] of inputs [b, L, ...] and padding_mask [b, L].
+  /// Logits [b, K] of the inputs and the padding mask of b examples.
   using Forward =
       std::function<at::Tensor(const at::Tensor& inputs, const at::Tensor& padding_mask)>;
 
@@ -77,7 +78,8 @@ class Trainer {
   /// Seeds LibTorch's generator for dropout. `model` must outlive the trainer.
   Trainer(torch::nn::Module& model, Forward forward, Data data, TrainerOptions options);
 
-  /// Trains up to the last epoch. @return false if stop_requested ended it before.
+  /// Trains up to the last step; the last epoch may end in its middle. @return false if
+  /// stop_requested ended it before.
   /// @throws DivergedError before a bad value reaches a checkpoint.
   bool run(const Observer& observer);
 
@@ -86,7 +88,7 @@ class Trainer {
   void restore(const Checkpoint& checkpoint);
 
   const TrainerState& state() const { return state_; }
-  int64_t total_steps() const { return options_.epochs * batches_per_epoch_; }
+  int64_t total_steps() const { return total_steps_; }
 
  private:
   void train_batch(const Examples& batch);
@@ -96,7 +98,7 @@ class Trainer {
   Forward forward_;
   Data data_;
   TrainerOptions options_;
-  int64_t batches_per_epoch_;
+  int64_t batches_per_epoch_, total_steps_;
   Optimiser optimiser_;
   TrainerState state_;
 };

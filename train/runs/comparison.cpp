@@ -15,24 +15,32 @@ namespace {
 namespace fs = std::filesystem;
 using nlohmann::json;
 
-std::string run_name(const std::string& attention, int64_t seed) {
-  return fmt::format("{}-seed{}", attention, seed);
+std::string run_name(const std::string& method, int64_t seed) {
+  return fmt::format("{}-seed{}", method, seed);
 }
 
-RunConfig config_of(const ComparisonOptions& options, const std::string& attention, int64_t seed) {
+RunConfig config_of(const ComparisonOptions& options, const Method& method, int64_t seed,
+                    const Dataset& dataset) {
   auto config = options.base;
-  config.model.encoder.attention = attention;
+  config.method = method.label;
+  encoder_of(config.model) = method.encoder;
   config.training.seed = static_cast<uint64_t>(seed);
-  return config;
+  return complete_config(config, dataset);
+}
+
+std::vector<std::string> labels_of(const std::vector<Method>& methods) {
+  std::vector<std::string> labels;
+  for (const auto& method : methods) labels.push_back(method.label);
+  return labels;
 }
 
 /// What all runs of the folder share, and which ones there are.
 json comparison_config(const ComparisonOptions& options, const Dataset& dataset) {
-  auto config =
-      to_json(complete_config(config_of(options, options.attentions.front(), 1), dataset));
+  auto config = to_json(complete_config(options.base, dataset));
+  config.erase("method");
   config.at("model").at("encoder").erase("attention");
   config.at("training").erase("seed");
-  config["attentions"] = options.attentions;
+  config["methods"] = labels_of(options.methods);
   config["seeds"] = options.seeds;
   return config;
 }
@@ -56,10 +64,11 @@ void remove_comparison(const fs::path& folder) {
 
 /// Before anything is written: options that do not fit together leave no folder behind.
 void check_options(const ComparisonOptions& options, const Dataset& dataset) {
-  for (const auto& attention : options.attentions) {
-    if (std::count(options.attentions.begin(), options.attentions.end(), attention) > 1)
-      fail("train: expected distinct attentions, but got {} twice", attention);
-    TimeSeriesClassifier(complete_config(config_of(options, attention, 1), dataset).model);
+  const auto labels = labels_of(options.methods);
+  for (const auto& method : options.methods) {
+    if (std::count(labels.begin(), labels.end(), method.label) > 1)
+      fail("train: expected distinct methods, but got {} twice", method.label);
+    make_classifier(config_of(options, method, 1, dataset).model);
   }
 }
 
@@ -74,7 +83,7 @@ void prepare_folder(const ComparisonOptions& options, const json& config) {
           options.folder.string());
     if (options.existing == ExistingRun::kOverwrite) remove_comparison(options.folder);
   }
-  // More seeds or attentions may join the ones that are there.
+  // More seeds or methods may join the ones that are there.
   if (fs::exists(file)) check_same_config(file, config);
   write_file(file, config.dump(2) + '\n');
 }
@@ -88,19 +97,20 @@ bool train_comparison(const ComparisonOptions& options, const Dataset& dataset) 
   RunSummaries runs;
   // Seeds outside: a comparison that is stopped early holds pairs.
   for (int64_t seed = 1; seed <= options.seeds; ++seed) {
-    for (const auto& attention : options.attentions) {
-      const auto config = complete_config(config_of(options, attention, seed), dataset);
-      auto summary = train_run(options.folder / run_name(attention, seed), config, dataset,
-                               fmt::format("{} seed {}/{}", attention, seed, options.seeds));
+    for (const auto& method : options.methods) {
+      const auto name = run_name(method.label, seed);
+      auto summary =
+          train_run(options.folder / name, config_of(options, method, seed, dataset), dataset,
+                    fmt::format("{} seed {}/{}", method.label, seed, options.seeds));
       if (!summary) {
         fmt::print(stderr, "stopped in run {}; the same command with --resume continues it\n",
-                   run_name(attention, seed));
+                   name);
         return false;
       }
-      runs[attention].push_back(std::move(*summary));
+      runs[method.label].push_back(std::move(*summary));
     }
   }
-  const auto summary = summarise(options.attentions, runs, dataset.name);
+  const auto summary = summarise(labels_of(options.methods), runs, dataset.name);
   const auto table = table_text(summary, runs);
   write_file(options.folder / "summary.json", summary.dump(2) + '\n');
   write_file(options.folder / "table.txt", table);

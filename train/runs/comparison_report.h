@@ -1,5 +1,5 @@
 #pragma once
-// What a comparison of attentions found: summary.json and the printed table.
+// What a comparison of methods found: summary.json and the printed table.
 #include <map>
 #include <nlohmann/json.hpp>
 #include <string>
@@ -7,13 +7,13 @@
 
 namespace kktorch {
 
-/// attention → summary.json of each seed, the same seeds for every attention.
+/// method → summary.json of each seed, the same seeds for every method.
 using RunSummaries = std::map<std::string, std::vector<nlohmann::json>>;
 
-/// {"data", "one_sample_percent", "methods": [mean and sd of the test accuracy at the final,
-/// best-on-validation and best-on-test epoch], "differences": [final epoch, each attention minus
-/// the first one, paired by seed]}
-nlohmann::json summarise(const std::vector<std::string>& attentions, const RunSummaries& runs,
+/// {"data", "one_sample_percent", "majority_percent", "methods": [mean and sd of the test accuracy
+/// at the final, best-on-validation and best-on-test epoch], "differences": [final epoch, each
+/// method minus the first one, paired by seed]}
+nlohmann::json summarise(const std::vector<std::string>& labels, const RunSummaries& runs,
                          const std::string& data);
 
 /// The table and the differences of a summary, in percent.

@@ -3,9 +3,7 @@
 #include <ATen/Parallel.h>
 
 #include <cmath>
-#include <sstream>
 
-#include "models/torchscript.h"
 #include "train/common/error.h"
 #include "train/common/files.h"
 #include "train/loop/interrupt.h"
@@ -19,38 +17,30 @@ namespace {
 namespace fs = std::filesystem;
 using nlohmann::json;
 
-/// The cases of a file as the trainer wants them.
-Examples examples_of(const TsFile& cases) { return {cases.x, cases.padding_mask, cases.labels}; }
-
 Trainer::Data split_data(const RunConfig& config, const Dataset& dataset) {
-  const auto all = examples_of(dataset.train);
+  if (dataset.validation.size() > 0) return {dataset.train, dataset.validation, dataset.test};
+  const auto& all = dataset.train;
   const auto split = stratified_split(all.labels, config.training.validation, config.training.seed);
-  return {all.select(split.rest), all.select(split.held_out), examples_of(dataset.test)};
+  return {all.select(split.rest), all.select(split.held_out), dataset.test};
 }
 
-/// Mean and biased standard deviation [C] of all valid steps.
-std::pair<at::Tensor, at::Tensor> channel_statistics(const Examples& examples) {
-  const auto steps =
-      examples.inputs.to(at::kDouble).index({examples.padding_mask.logical_not()});  // [steps, C]
-  return {steps.mean(0), steps.std(0, /*unbiased=*/false)};
-}
-
-TimeSeriesClassifier initial_model(const RunConfig& config, const Examples& fit) {
+Classifier initial_model(const RunConfig& config, const Examples& fit) {
   seed_torch(config.training.seed, "initial weights");
-  TimeSeriesClassifier model(config.model);
-  const auto [mean, std] = channel_statistics(fit);
-  model->standardise_with(mean, std);
+  auto model = make_classifier(config.model);
+  standardise(model, fit);
   return model;
 }
 
 TrainerOptions trainer_options(const TrainingConfig& training) {
   return {.epochs = training.epochs,
+          .steps = training.steps,
           .batch_size = training.batch_size,
           .seed = training.seed,
           .optimiser = {.learning_rate = training.learning_rate,
                         .weight_decay = training.weight_decay,
                         .clip = training.clip,
-                        .warmup = training.warmup}};
+                        .warmup = training.warmup,
+                        .decay = training.decay}};
 }
 
 nlohmann::ordered_json metrics_row(const EpochRecord& record) {
@@ -91,12 +81,12 @@ std::vector<std::vector<int64_t>> confusion_matrix(const at::Tensor& predicted,
   return counts;
 }
 
-json run_summary(const RunConfig& config, TimeSeriesClassifier model, const Examples& test,
+json run_summary(const RunConfig& config, const Classifier& model, const Examples& test,
                  const TrainerState& state) {
   int64_t parameters = 0;
-  for (const auto& parameter : model->parameters()) parameters += parameter.numel();
-  const auto predicted = evaluate_logits(*model, forward_of(model), test).argmax(1);
-  return {{"attention", config.model.encoder.attention},
+  for (const auto& parameter : module_of(model).parameters()) parameters += parameter.numel();
+  const auto predicted = evaluate_logits(module_of(model), forward_of(model), test).argmax(1);
+  return {{"method", config.method},
           {"seed", config.training.seed},
           {"parameters", parameters},
           {"seconds", state.seconds},
@@ -137,29 +127,6 @@ std::string runs_inside(const fs::path& folder) {
 
 }  // namespace
 
-RunConfig complete_config(RunConfig config, const Dataset& dataset) {
-  const auto all = dataset.train.x.size(0);
-  const auto held_out =
-      stratified_split(dataset.train.labels, config.training.validation, config.training.seed)
-          .held_out;
-  if (held_out.size(0) == all)
-    fail("train: expected a validation fraction that leaves cases to fit, but got {} of {} cases",
-         config.training.validation, all);
-  config.data = {.name = dataset.name,
-                 .train_file = dataset.train_file.string(),
-                 .test_file = dataset.test_file.string(),
-                 .train_size = all - held_out.size(0),
-                 .validation_size = held_out.size(0),
-                 .test_size = dataset.test.x.size(0),
-                 .class_labels = dataset.train.class_labels,
-                 .channels = dataset.train.x.size(2),
-                 .max_length = dataset.train.x.size(1)};
-  config.model.channels = config.data.channels;
-  config.model.classes = static_cast<int64_t>(config.data.class_labels.size());
-  config.model.max_length = config.data.max_length;
-  return config;
-}
-
 std::optional<json> train_run(const fs::path& folder, const RunConfig& config,
                               const Dataset& dataset, const std::string& label) {
   if (fs::exists(folder / "config.json"))
@@ -169,8 +136,8 @@ std::optional<json> train_run(const fs::path& folder, const RunConfig& config,
   write_file(folder / "config.json", to_json(config).dump(2) + '\n');
 
   const auto data = split_data(config, dataset);
-  auto model = initial_model(config, data.fit);
-  Trainer trainer(*model, forward_of(model), data, trainer_options(config.training));
+  const auto model = initial_model(config, data.fit);
+  Trainer trainer(module_of(model), forward_of(model), data, trainer_options(config.training));
   if (fs::exists(folder / "checkpoint.pt"))
     trainer.restore(load_checkpoint(folder / "checkpoint.pt"));
   MetricsSink(folder).keep_until(trainer.state().epoch);
@@ -190,23 +157,11 @@ TrainedModel load_run(const fs::path& folder) {
     fail(
         "{}: expected the folder of one run, holding config.json and checkpoint.pt, but got none{}",
         folder.string(), runs_inside(folder));
-  TrainedModel run{read_run_config(folder / "config.json")};
-  run.model = TimeSeriesClassifier(run.config.model);
-  load_model_state(*run.model, load_checkpoint(folder / "checkpoint.pt").model);
-  run.model->eval();
-  return run;
-}
-
-void save_torchscript(const TimeSeriesClassifier& model, const fs::path& file) {
-  std::ostringstream bytes;
-  to_torchscript(*model).save(bytes);
-  write_file(file, bytes.str());
-}
-
-Trainer::Forward forward_of(TimeSeriesClassifier model) {
-  return [model](const at::Tensor& x, const at::Tensor& padding_mask) mutable {
-    return model->forward(x, padding_mask);
-  };
+  auto config = read_run_config(folder / "config.json");
+  auto model = make_classifier(config.model);
+  load_model_state(module_of(model), load_checkpoint(folder / "checkpoint.pt").model);
+  module_of(model).eval();
+  return {std::move(config), std::move(model)};
 }
 
 }  // namespace kktorch

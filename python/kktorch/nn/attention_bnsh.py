@@ -297,8 +297,9 @@ class AttentionBNSH(AttentionParameters):
     ) -> Tensor:
         """The query heads that share the key heads ``heads``, on these."""
         beta = self.beta
-        if beta is not None and beta.dim() == 1:
-            beta = take_heads(beta, 0, heads, 1 if self.is_linear else self.queries_per_key)
+        if beta is not None:
+            if beta.dim() == 1:
+                beta = take_heads(beta, 0, heads, 1 if self.is_linear else self.queries_per_key)
         q = take_heads(q, 1, heads, self.queries_per_key)
         return self._attend_to_keys(q, k, v, beta, key_weight, padding, None, False, dropout)
 

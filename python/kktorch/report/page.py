@@ -8,10 +8,11 @@ import jinja2
 
 import kktorch
 from kktorch.report import plots
+from kktorch.report.reproductions import Reproduction
 from kktorch.report.runs import COLUMNS, Experiment, Run, Spread
 
 
-def render(experiments: list[Experiment]) -> str:
+def render(experiments: list[Experiment | Reproduction]) -> str:
     """The page as HTML text: no script, no network, plots as inlined SVG."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("kktorch.report", "."),
@@ -22,13 +23,33 @@ def render(experiments: list[Experiment]) -> str:
     )
     environment.filters |= {"percent": _percent, "points": _points, "seconds": _seconds}
     return environment.get_template("page.html.jinja").render(
-        sections=[_section(experiment) for experiment in experiments],
+        sections=[
+            _reproduction(experiment)
+            if isinstance(experiment, Reproduction)
+            else _training(experiment)
+            for experiment in experiments
+        ],
         columns=COLUMNS,
         version=kktorch.__version__,
     )
 
 
-def _section(experiment: Experiment) -> dict:
+def _reproduction(reproduction: Reproduction) -> dict:
+    result = reproduction.result
+    return {
+        "template": "reproduction.html.jinja",
+        "folder": reproduction.folder,
+        "experiment": reproduction.config["experiment"],
+        "settings": reproduction.config["settings"],
+        "result": result,
+        "tables": [
+            table | {"image": _image(table["figure"] and plots.cells(table))}
+            for table in result.get("tables", [])
+        ],
+    }
+
+
+def _training(experiment: Experiment) -> dict:
     methods = experiment.methods()
     rows = [
         row | {"bounded": None not in row["ci95"]}  # null: no interval from one seed
@@ -36,6 +57,8 @@ def _section(experiment: Experiment) -> dict:
     ]
     plotted = [row for row in rows if row["column"] == "final" and row["bounded"]]
     return {
+        "template": "training.html.jinja",
+        "folder": experiment.folder,
         "experiment": experiment,
         "methods": [
             {"name": name, "colour": colour} | _method(methods[name])

@@ -139,6 +139,45 @@ def differences(rows: list[dict], one_sample_percent: float) -> str | None:
     return _svg(draw, 7.6, 1.0 + 0.42 * len(rows))
 
 
+def cells(table: dict) -> str:
+    """The rows of a result table as series over its columns, with their spreads or intervals."""
+    figure, names, rows = table["figure"], table["columns"][1:], table["rows"]
+
+    def draw(drawing):
+        axis = drawing.subplots()
+        for index, (label, *row) in enumerate(rows):
+            shift = 0.7 * ((index + 0.5) / len(rows) - 0.5)
+            drawn = [
+                (place + shift, cell["value"], *_ends(cell))
+                for place, cell in enumerate(row)
+                if cell["value"] > 0 or not figure["logarithmic"]
+            ]
+            x, y, low, high = np.array(drawn, dtype=float).reshape(-1, 4).T
+            style = {
+                "color": _COLOURS[index % len(_COLOURS)],
+                "marker": "os^"[index // len(_COLOURS) % 3],  # colours come back
+                "linestyle": "none",
+                "markersize": 4.5,
+            }
+            axis.errorbar(x, y, [list(y - low), list(high - y)], label=label, **style)
+        if figure["logarithmic"]:
+            axis.set_yscale("log")
+        axis.set_xticks(range(len(names)), names)
+        axis.grid(False, axis="x")
+        axis.set_xlabel(figure["across"])
+        axis.set_ylabel(figure["axis"])
+        axis.legend(loc="upper left", bbox_to_anchor=(1, 1))
+
+    column = max(1.1, 0.09 * max(map(len, names)))  # no label reaches the next one
+    return _svg(draw, 3.4 + column * len(names), 4.2)
+
+
+def _ends(cell: dict) -> tuple[float, float]:
+    """Of the interval of a cell, of its mean ± sd, or of the number itself."""
+    value, sd = cell["value"], cell.get("sd", 0.0)
+    return cell.get("low", value - sd), cell.get("high", value + sd)
+
+
 def confusion(runs: list[Run]) -> str | None:
     """Confusion matrix at the final epoch, summed over the finished runs; rows = true class."""
     finished = [run.summary for run in runs if run.summary and run.summary.get("confusion")]

@@ -104,18 +104,18 @@ def load_experiment(folder: str | Path) -> Experiment:
     runs = [_load_run(path) for path in inner]
     # The baseline leads; the others follow by name.
     runs.sort(key=lambda run: (run.attention != "softmax", run.attention, run.seed))
-    return Experiment(folder, runs, _read_json(folder / "summary.json"))
+    return Experiment(folder, runs, read_json(folder / "summary.json"))
 
 
 def _load_run(folder: Path) -> Run:
-    config = _read_json(folder / "config.json")
-    summary = _read_json(folder / "summary.json")
+    config = read_json(folder / "config.json")
+    summary = read_json(folder / "summary.json")
     if "model" not in config:
         raise ValueError(f"{folder}/config.json: expected a key 'model', but got {sorted(config)}")
     attention, _, seed = folder.resolve().name.rpartition("-seed")
     return Run(
         folder,
-        config["model"].get("encoder", {}).get("attention", attention),
+        config.get("method", attention),
         int(config.get("training", {}).get("seed", seed if seed.isdecimal() else 0)),
         config,
         _read_metrics(folder / "metrics.jsonl"),
@@ -123,7 +123,7 @@ def _load_run(folder: Path) -> Run:
     )
 
 
-def _read_json(path: Path) -> dict | None:
+def read_json(path: Path) -> dict | None:
     if not path.is_file():
         return None
     try:

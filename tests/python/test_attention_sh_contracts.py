@@ -1,0 +1,216 @@
+"""What the dispatcher, compilers and transforms may expect of attention_sh."""
+
+import io
+
+import pytest
+import torch
+from attention_bn_cases import (
+    HALVES,
+    Shape,
+    assert_close,
+    assert_identical,
+    cast,
+    cotangent,
+    evaluate,
+)
+from attention_sh_cases import MODES, op, problem, ref
+
+# TorchScript stays supported here after its deprecation upstream
+pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+
+private_forward = torch.ops.kktorch._attention_sh_forward
+private_backward = torch.ops.kktorch._attention_sh_backward
+
+
+# Operator registration
+
+
+@pytest.mark.parametrize(
+    "mode, mask, windows, norm",
+    [
+        ("global", "none", "2,1", "plain"),
+        ("global", "bool[B,H,M,N]", "3,2-special", "bn"),
+        ("global", "padding", "3,2-counted", "bn"),
+        ("prefix", "padding", "3,2-counted", "bn"),
+        ("prefix", "none", "2,1", "plain"),
+        ("prefix", "bool[M,N]", "3", "plain"),
+    ],
+)
+@pytest.mark.parametrize("gradients", [False, True])
+def test_opcheck(mode, mask, windows, norm, gradients):
+    check(op, gradients, mode=mode, mask=mask, windows=windows, norm=norm)
+
+
+def test_opcheck_of_the_reference_op():
+    check(ref, True, mode="prefix", mask="padding", windows="3")  # the longer of its two paths
+
+
+def check(function, gradients, **which):
+    (q, k, v), options = problem(**which)
+    tensors = q, torch.nan_to_num(k), torch.nan_to_num(v)  # NaN would differ from itself
+    if gradients:
+        tensors = [t.requires_grad_() for t in tensors]
+        if "beta" in options:
+            options["beta"].requires_grad_()
+    torch.library.opcheck(function.default, (*tensors, options.pop("scales")), options)
+
+
+def private_arguments(mask, norm):
+    """The positional arguments of _attention_sh_forward: causal, one scale."""
+    (q, k, v), options = problem(mode="prefix", mask=mask, norm=norm)
+    tensors = q, torch.nan_to_num(k), torch.nan_to_num(v)
+    numbers = (3, 1, True, options["bn"], 1.0, True, 1e-5, 0.5)
+    return (*tensors, options.get("beta"), options.get("key_padding_mask")), numbers
+
+
+@pytest.mark.parametrize("norm", ["plain", "bn"])
+@pytest.mark.parametrize("mask", ["none", "padding"])
+@pytest.mark.parametrize("gradients", [False, True])
+def test_opcheck_of_the_private_ops(gradients, mask, norm):
+    operands, numbers = private_arguments(mask, norm)
+    if gradients:
+        operands = [
+            t.requires_grad_() if t is not None and t.is_floating_point() else t for t in operands
+        ]
+    torch.library.opcheck(private_forward.default, (*operands, *numbers))
+    saved = [t.detach() for t in private_forward(*operands, *numbers)]
+    grad_out = cotangent(saved[0].shape).requires_grad_(gradients)
+    checks = ["test_schema", "test_autograd_registration", "test_faketensor"]
+    if not gradients:  # the last check differentiates what refuses to be differentiated
+        checks.append("test_aot_dispatch_dynamic")
+    arguments = (grad_out, *operands, *saved, *numbers)
+    torch.library.opcheck(private_backward.default, arguments, test_utils=checks)
+
+
+def test_ops_are_tagged_for_the_compiler():
+    for function in (op, ref, private_forward, private_backward):
+        assert torch.Tag.pt2_compliant_tag in function.default.tags
+
+
+# Compilers
+
+
+@pytest.mark.parametrize(
+    "mode, windows, square",
+    [
+        ("global", "3,2-special", False),
+        ("global", "3,2-counted", False),
+        ("prefix", "3,2-special", True),
+    ],
+)
+def test_compile_with_dynamic_shapes(mode, windows, square):
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return torch._dynamo.backends.debugging.aot_eager(graph, inputs)
+
+    def function(query, key, value, **options):
+        return op(query * 2, key, value, **options) + 1
+
+    compiled = torch.compile(function, backend=backend, fullgraph=True, dynamic=True)
+    # sizes that differ from each other: equal ones would be compiled as one size
+    for shape in (Shape(6, 4, 2, 9, 11, 8, 3), Shape(7, 4, 2, 13, 17, 8, 3)):
+        shape = shape._replace(M=shape.N) if square else shape
+        tensors, options = problem(shape, mode, "padding", windows)
+        expected = evaluate(function, tensors, options)
+        assert_close(evaluate(compiled, tensors, options), expected, 1e-12)
+    assert len(graphs) == 1
+
+
+class SelfAttention(torch.nn.Module):
+    """The op between two linear maps, as a layer has it."""
+
+    def __init__(self, width: int = 8, heads: int = 2, is_causal: bool = False):
+        super().__init__()
+        self.heads, self.is_causal = heads, is_causal
+        self.projection = torch.nn.Linear(width, 3 * width)
+        self.beta = torch.nn.Parameter(torch.linspace(0.5, 1, heads))
+
+    def forward(self, x: torch.Tensor, padding: torch.Tensor) -> torch.Tensor:
+        q, k, v = self.projection(x).unflatten(-1, (3, self.heads, -1)).unbind(2)
+        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+        out = torch.ops.kktorch.attention_sh(
+            q, k, v, [2, 3], self.beta, padding, bn=True, num_special=1, is_causal=self.is_causal
+        )
+        return out.transpose(1, 2).flatten(2)
+
+
+def sequences(batch, length):
+    x = torch.randn(batch, length, 8)
+    return x, torch.arange(length).expand(batch, -1) >= length - 2
+
+
+@pytest.mark.filterwarnings("ignore:The given buffer is not writable")
+@pytest.mark.parametrize("is_causal", [False, True])
+def test_export(is_causal):
+    module = SelfAttention(is_causal=is_causal).eval()
+    batch, length = torch.export.Dim("batch", min=2), torch.export.Dim("length", min=6)
+    sizes = {0: batch, 1: length}
+    program = torch.export.export(module, sequences(3, 9), dynamic_shapes=(sizes, sizes))
+    for inputs in (sequences(3, 9), sequences(2, 14)):
+        assert_close(program.module()(*inputs), module(*inputs), 1e-6)
+    file = io.BytesIO()
+    torch.export.save(program, file)
+    file.seek(0)
+    inputs = sequences(4, 7)
+    assert_close(torch.export.load(file).module()(*inputs), module(*inputs), 1e-6)
+
+
+@pytest.mark.parametrize("is_causal", [False, True])
+def test_torchscript(is_causal):
+    module = SelfAttention(is_causal=is_causal)
+    scripted = torch.jit.script(module)
+    file = io.BytesIO()
+    torch.jit.save(scripted, file)
+    file.seek(0)
+    loaded = torch.jit.load(file)
+    for inputs in (sequences(3, 6), sequences(2, 11)):
+        expected = module(*inputs)
+        wanted = torch.autograd.grad(expected.square().sum(), list(module.parameters()))
+        for compiled in (scripted, loaded):
+            out = compiled(*inputs)
+            assert_identical(out, expected)
+            grads = torch.autograd.grad(out.square().sum(), list(compiled.parameters()))
+            for actual, grad in zip(grads, wanted, strict=True):
+                assert_close(actual, grad, 1e-6)
+
+
+# Autocast
+
+
+@pytest.mark.parametrize("norm", ["plain", "bn"])
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("dtype", HALVES)
+@pytest.mark.parametrize("mask", ["none", "bool[M,N]"])
+def test_autocast_casts_what_softmax_attention_casts(mask, dtype, mode, norm):
+    tensors, options = cast(torch.float32, *problem(mode=mode, mask=mask, norm=norm))
+    grad_out = cotangent((2, 4, MODES[mode].M, 2), dtype)
+
+    def autocasting(**arguments):
+        with torch.autocast("cpu", dtype=dtype):
+            return op(**arguments)
+
+    actual = evaluate(autocasting, tensors, options, grad_out)
+    halves, _ = cast(dtype, tensors, {})
+    expected = evaluate(op, halves, options, grad_out)
+    assert actual["out"].dtype == dtype
+    assert {actual[name].dtype for name in ("query", "key", "value")} == {torch.float32}
+    assert_identical(actual, {name: t.to(actual[name].dtype) for name, t in expected.items()})
+
+
+def test_autocast_takes_mixed_floats_and_a_half_beta():
+    (q, k, v), options = problem(mask="bool[M,N]")
+    beta = options.pop("beta")
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        out = op(q.float(), k.bfloat16(), v.half(), beta=beta.half(), **options)
+    q, k, v = q.float().bfloat16(), k.bfloat16(), v.half().bfloat16()
+    assert_identical(out, op(q, k, v, beta=beta.half().float(), **options))
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_autocast_leaves_float64_alone(mode):
+    tensors, options = problem(mode=mode)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        out = op(*tensors, **options)
+    assert_identical(out, op(*tensors, **options))

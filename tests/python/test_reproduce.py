@@ -1,0 +1,122 @@
+"""`kktorch reproduce` from outside, and the report of its run folders."""
+
+import json
+import re
+
+import pytest
+from kktorch.report import load, render
+from kktorch.report.__main__ import main
+from test_report import Page
+
+EXPERIMENTS = ["retrieval", "svr"]
+
+
+@pytest.fixture(scope="module", params=EXPERIMENTS)
+def finished(kk, request, tmp_path_factory):
+    """A finished run in preset smoke: its folder and what the program printed."""
+    folder = tmp_path_factory.mktemp("reproduce") / request.param
+    command = ["reproduce", "primal-dual", "--experiment", request.param, "--preset", "smoke"]
+    return folder, kk(*command, "--out", folder, "--threads", 1).stdout
+
+
+def read_json(path):
+    return json.loads(path.read_text())
+
+
+def test_list_names_every_experiment_with_its_times(kk, root):
+    listed = kk("reproduce", "--list").stdout
+    header, _, *rows = listed.splitlines()
+    assert header.split() == ["paper", "experiment", "title", "smoke", "quick", "full"]
+    assert [row.split()[:2] for row in rows] == [["primal-dual", name] for name in EXPERIMENTS]
+    documented = (root / "docs/primal_dual.md").read_text()
+    assert all(f"    {line}\n" in documented for line in listed.splitlines())
+    for name in EXPERIMENTS:
+        assert f"kktorch reproduce primal-dual --experiment {name}" in documented
+
+
+def test_run_folder_holds_configuration_claim_and_tables(finished):
+    folder, printed = finished
+    result, config = read_json(folder / "result.json"), read_json(folder / "config.json")
+    assert result["experiment"] == config["experiment"]
+    assert config["experiment"]["preset"] == "smoke" and config["experiment"]["first_seed"] == 1
+    assert result["settings"] == config["settings"] and result["seeds"] == [1, 2]
+    table = (folder / "table.txt").read_text()
+    assert table in printed, "the table is printed"
+    for name, value in config["settings"].items():
+        assert re.search(rf"^{name} +{re.escape(json.dumps(value)[:5])}", printed, re.M), name
+    for text in (result["claim"], result["limits"], *(t["title"] for t in result["tables"])):
+        assert text in table
+
+
+def test_resume_reads_back_and_nothing_is_replaced(kk, finished):
+    folder, printed = finished
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("result.json")}
+    command = ["reproduce", "primal-dual", "--experiment", folder.name, "--out", folder]
+    command += ["--preset", "smoke", "--threads", 1]
+    assert kk(*command, "--resume").stdout == printed
+    assert "expected a new run folder" in kk(*command, code=1).stderr
+    refused = kk(*command, "--resume", "--seed", 2, code=1).stderr
+    assert "experiment/first_seed is 1 there and 2 here" in refused
+    assert before == {path: path.stat().st_mtime_ns for path in folder.rglob("result.json")}
+
+
+def test_same_seed_same_numbers_and_other_seed_others(kk, finished, tmp_path):
+    folder, _ = finished
+    command = ["reproduce", "primal-dual", "--experiment", folder.name, "--preset", "smoke"]
+    kk(*command, "--threads", 1, "--out", tmp_path / "same")
+    kk(*command, "--threads", 1, "--out", tmp_path / "other", "--seed", 7)
+    tables = read_json(folder / "result.json")["tables"]
+    assert read_json(tmp_path / "same/result.json")["tables"] == tables
+    assert read_json(tmp_path / "other/result.json")["tables"] != tables
+    assert read_json(tmp_path / "other/result.json")["seeds"] == [7, 8]
+
+
+def test_wrong_command_lines_are_refused(kk, tmp_path):
+    kk("reproduce", "primal-dual", "--experiment", "svr", "--preset", "huge", code=2)
+    refused = kk("reproduce", "primal-dual", code=1, cwd=tmp_path).stderr
+    assert "reproduce: expected one of primal-dual retrieval, primal-dual svr, but got" in refused
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_default_folder(kk, tmp_path):
+    kk("reproduce", "primal-dual", "--experiment", "svr", "--preset", "smoke", cwd=tmp_path)
+    assert (tmp_path / "runs/primal-dual/svr-smoke/result.json").exists()
+
+
+# ---- report
+
+
+def test_page_shows_claim_and_limits_beside_every_table(finished):
+    folder, _ = finished
+    result = read_json(folder / "result.json")
+    page = Page(render([load(folder)]))
+    assert page.text.count(result["claim"]) == 1 + len(result["tables"])
+    assert page.text.count(result["limits"]) == 1 + len(result["tables"])
+    for table in result["tables"]:
+        assert table["columns"] in page.rows
+        for row in table["rows"]:
+            assert [cell if isinstance(cell, str) else cell["text"] for cell in row] in page.rows
+
+
+def test_plots_have_a_point_for_every_number(finished):
+    folder, _ = finished
+    tables = [table for table in read_json(folder / "result.json")["tables"] if table["figure"]]
+    plots = Page(render([load(folder)])).plots
+    assert len(plots) == len(tables) > 0
+    for table, plot in zip(tables, plots, strict=True):
+        assert f">{table['figure']['axis']}<" in plot and f">{table['figure']['across']}<" in plot
+        for label in [*table["columns"][1:], *(row[0] for row in table["rows"])]:
+            assert f">{label}<" in plot
+
+
+def test_page_of_a_run_that_has_not_finished(finished, tmp_path, capsys):
+    folder, _ = finished
+    unfinished = tmp_path / "unfinished"
+    unfinished.mkdir()
+    (unfinished / "config.json").write_text((folder / "config.json").read_text())
+    assert main([str(unfinished)]) == 0
+    page = Page((unfinished / "report.html").read_text())
+    assert "Not finished." in page.text and page.plots == []
+    (unfinished / "result.json").write_text("{")
+    assert main([str(unfinished)]) == 1
+    assert "unfinished/result.json: expected JSON, but got" in capsys.readouterr().err

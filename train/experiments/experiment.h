@@ -1,0 +1,40 @@
+#pragma once
+// An experiment of a paper: what it claims, what it needs, and how it is run.
+#include <functional>
+#include <nlohmann/json.hpp>
+#include <string>
+#include <vector>
+
+#include "train/experiments/result.h"
+
+namespace kktorch {
+
+class Context;
+
+/// How much is run: smoke shows in seconds that everything works, quick gives a first answer in
+/// minutes, full is the experiment.
+enum class Preset { kSmoke, kQuick, kFull };
+
+constexpr const char* kPresetNames[] = {"smoke", "quick", "full"};
+
+/// One of three values, by preset.
+template <typename T>
+T by_preset(Preset preset, T smoke, T quick, T full) {
+  return preset == Preset::kSmoke ? smoke : preset == Preset::kQuick ? quick : full;
+}
+
+struct Experiment {
+  std::string paper, name, title;
+  std::string claim;               ///< one sentence: what the paper says, and what is checked
+  std::string limits;              ///< what the result does not show
+  std::vector<std::string> times;  ///< of the presets, on two cores
+
+  /// Everything that the result depends on besides the first seed: a flat object of numbers and
+  /// lists, with the number of "seeds" among them. Printed, stored, and handed to `run`.
+  std::function<nlohmann::ordered_json(Preset)> settings;
+
+  /// @throws DivergedError if a value is not finite.
+  std::function<std::vector<ResultTable>(Context&)> run;
+};
+
+}  // namespace kktorch

@@ -1,0 +1,33 @@
+#include "train/experiments/registry.h"
+
+#include "train/common/error.h"
+#include "train/experiments/primal_dual/experiments.h"
+#include "train/loop/table.h"
+
+namespace kktorch {
+
+const std::vector<Experiment>& experiments() {
+  static const std::vector<Experiment> all = {
+      primal_dual::retrieval(),
+      primal_dual::svr(),
+  };
+  return all;
+}
+
+const Experiment& find_experiment(const std::string& paper, const std::string& name) {
+  std::string names;
+  for (const auto& experiment : experiments()) {
+    if (experiment.paper == paper && experiment.name == name) return experiment;
+    names += fmt::format("{}{} {}", names.empty() ? "" : ", ", experiment.paper, experiment.name);
+  }
+  fail("reproduce: expected one of {}, but got {} {}", names, paper, name);
+}
+
+std::string experiments_text() {
+  Table table({"paper", "experiment", "title", kPresetNames[0], kPresetNames[1], kPresetNames[2]});
+  for (const auto& e : experiments())
+    table.add({e.paper, e.name, e.title, e.times.at(0), e.times.at(1), e.times.at(2)});
+  return table.text();
+}
+
+}  // namespace kktorch

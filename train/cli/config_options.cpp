@@ -142,6 +142,17 @@ void add_model_options(CLI::App& app, ConfigChanges& changes) {
   group.add("--beta", &E::beta_init, "bn: (initial) value of the re-centring strength",
             CLI::Number);
   group.add("--eps", &E::eps, "bn: variance floor", CLI::NonNegativeNumber);
+  group
+      .add("--scales", &E::scales, "sh: tokens in the windows of each head, or one number",
+           CLI::PositiveNumber)
+      ->delimiter(',')
+      ->default_str("by the number of heads, e.g. 1,1,2,2 for 4");
+  group.add("--tail", &E::tail, "sh: a short last window is kept or dropped",
+            CLI::IsMember({"ceil", "drop"}));
+  group.flag("--count-weighting", &E::count_weighting, true,
+             "sh: a window weighs as much as it has tokens");
+  group.add("--conv", &E::conv, "convolution of queries and keys; 2d: vit only",
+            CLI::IsMember({"none", "1d", "2d"}));
   group.flag("--no-ragged-masks", &TimeSeriesClassifierOptions::ragged_masks, false,
              "timeseries: let attention see the padded steps");
   group.add("--patch", &SmallViTOptions::patch, "vit: height and width of a patch",

@@ -12,6 +12,9 @@
 #include "csrc/common/cpu_tier.h"
 #include "ops/attention/normalise.h"
 #include "ops/attention/softmax_attention.h"
+#include "ops/attention_bn.h"
+#include "ops/attention_bn_decode.h"
+#include "ops/token_pool.h"
 
 namespace kktorch::detail {
 namespace {
@@ -61,6 +64,7 @@ AttentionProblem problem_of(const Case& c, bool prefix) {
           .scale = 0.5,
           .dropout_p = 0,
           .use_std = c.use_std,
+          .plain = false,
           .prefix = prefix,
           .is_causal = prefix,
           .query_offset = prefix ? 1 : 0};
@@ -193,6 +197,72 @@ TEST_F(AttentionKernels, ConstantChannelHasNoVarianceAtAll) {
     const double r = statistics.select(2, 2).select(2, 2).max().item<double>();
     EXPECT_EQ(r, eps > 0 ? std::sqrt(1 / eps) : 0);  // eps = 0: a dead channel is ignored
     EXPECT_TRUE(operands.query.isfinite().all().item<bool>());
+  }
+}
+
+// Widths around those of vectors; float32 and float64, and half types against their own values.
+const int64_t kWidths[] = {1, 5, 16, 33, 64};
+
+double rounding_of(at::ScalarType dtype) {
+  return dtype == at::kDouble  ? 1e-13
+         : dtype == at::kFloat ? 2e-5
+         : dtype == at::kHalf  ? 4e-3
+                               : 3e-2;
+}
+
+TEST_F(AttentionKernels, PoolingIsTheMeanOfTheValidTokens) {
+  for (const auto dtype : {at::kDouble, at::kFloat, at::kBFloat16, at::kHalf}) {
+    for (const int64_t C : kWidths) {
+      auto x = torch::randn({2, 3, 11, C}, dtype).requires_grad_();
+      const auto padding = torch::rand({2, 11}) < 0.3;
+      const auto [pooled, count] = token_pool(x, 3, padding, "avg", "ceil", 1);
+      const auto weight = torch::rand_like(pooled);
+      pooled.backward(weight);
+      for (int64_t w = 0; w < 5; ++w) {
+        const int64_t begin = w == 0 ? 0 : 3 * w - 2,
+                      size = w == 0 ? 1 : std::min<int64_t>(3, 11 - begin);
+        const auto valid = padding.narrow(1, begin, size).logical_not().to(at::kDouble);
+        const auto n = valid.sum(1).clamp_min(1).view({2, 1, 1});
+        const auto tokens = x.detach().to(at::kDouble).narrow(2, begin, size);
+        const auto mean = (tokens * valid.view({2, 1, size, 1})).sum(2) / n;
+        EXPECT_LT(distance(pooled.select(2, w), mean), rounding_of(dtype)) << dtype << " " << C;
+        const auto share = weight.select(2, w).to(at::kDouble) / n;
+        EXPECT_LT(distance(x.grad().narrow(2, begin, size),
+                           share.unsqueeze(2) * valid.view({2, 1, size, 1})),
+                  rounding_of(dtype))
+            << dtype << " " << C;
+      }
+    }
+  }
+}
+
+TEST_F(AttentionKernels, DecodingEqualsTheCausalForwardPass) {
+  // Few heads: the 700 keys of a head are cut into parts that are merged.
+  for (const auto dtype : {at::kDouble, at::kFloat, at::kBFloat16, at::kHalf}) {
+    for (const int64_t D : kWidths) {
+      const int64_t N = 700, Dv = D + 2;
+      const auto random = [&](int64_t heads, int64_t width) {
+        return torch::randn({1, heads, N, width}, dtype);
+      };
+      const auto q = random(2, D), k = random(1, D), v = random(1, Dv);
+      const auto acc = torch::dtype(at::toOpMathType(dtype));
+      auto keys = torch::full({1, 1, N, D}, NAN, dtype),
+           values = torch::full({1, 1, N, Dv}, NAN, dtype);
+      auto length = torch::zeros({1}, at::kLong);
+      auto mean = torch::zeros({1, 1, D}, acc), m2 = torch::zeros({1, 1, D}, acc);
+      std::vector<Tensor> out;
+      for (const auto& [begin, size] : {std::pair<int64_t, int64_t>{0, 690}, {690, 1}, {691, 9}}) {
+        const auto rows = [begin = begin, size = size](const Tensor& t) {
+          return t.narrow(2, begin, size);
+        };
+        out.push_back(attention_bn_decode(rows(q), rows(k), rows(v), keys, values, length, mean, m2,
+                                          {}, 0.7, true, 0.1, {}, true));
+      }
+      const auto wide = [](const Tensor& t) { return t.to(at::kDouble); };
+      const auto expected = attention_bn(wide(q), wide(k), wide(v), {}, {}, {}, {}, 0.7, true, 0.1,
+                                         "auto", true, {}, 0.0, {}, true);
+      EXPECT_LT(distance(torch::cat(out, 2), expected), rounding_of(dtype)) << dtype << " " << D;
+    }
   }
 }
 

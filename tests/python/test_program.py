@@ -230,6 +230,16 @@ def test_steps_end_a_run_within_an_epoch(toy, tmp_path):
     assert (training["steps"], training["epochs"]) == (7, 2)
 
 
+def test_options_of_scaled_heads(toy, tmp_path):
+    job = "--attention sh --seeds 1 --steps 2 --scales 1,3 --tail drop --count-weighting --conv 1d"
+    toy(tmp_path, *job.split())
+    encoder = read_json(tmp_path / "sh-seed1/config.json")["model"]["encoder"]
+    assert (encoder["scales"], encoder["tail"]) == ([1, 3], "drop")
+    assert (encoder["count_weighting"], encoder["conv"]) == (True, "1d")
+    layer = load_run(tmp_path / "sh-seed1").encoder.layers[0].self_attn
+    assert list(layer.scales) == [1, 3] and layer.tail == "drop" and layer.count_weighting
+
+
 def test_methods_differ_in_their_attention_only(toy, tmp_path):
     names = "softmax bn bn-nostd sh bnsh linear linear_bn linear_bn-nostd linear_sh linear_bnsh"
     toy(tmp_path, "--attention", ",".join(names.split()), *"--seeds 1 --steps 2".split())
@@ -495,6 +505,8 @@ def test_folder_of_several_runs_names_them(finished, kk, data):
         ["train", "--resume", "--overwrite"],
         ["train", "--steps", "5", "--epochs", "5"],
         ["train", "--model", "cnn"],
+        ["train", "--scales", "1,0"],
+        ["train", "--tail", "floor"],
         ["predict", "--input", "x.ts"],
         ["export", "--run", "x", "--format", "onnx"],
     ],
@@ -507,6 +519,8 @@ def test_options_that_do_not_fit_together(kk, data, tmp_path):
     job = ["--data", data, "--out", tmp_path / "run"]
     assert "divisible" in kk("train", *job, "--width", 8, "--heads", 3, code=1).stderr
     assert "bn twice" in kk("train", *job, "--attention", "bn,bn", code=1).stderr
+    refused = kk("train", *job, "--attention", "sh", "--scales", "1,1,2", code=1).stderr
+    assert "1 or 8" in refused and "scales" in refused
     wrong = "expected --model timeseries for Toy, but got vit"
     assert wrong in kk("train", *job, "--model", "vit", code=1).stderr
     wrong = "expected options that the model timeseries has, but got --patch"

@@ -8,7 +8,7 @@ from kktorch.report import load, render
 from kktorch.report.__main__ import main
 from test_report import Page
 
-EXPERIMENTS = ["retrieval", "svr"]
+EXPERIMENTS = ["uea", "digits", "retrieval", "svr"]
 
 
 @pytest.fixture(scope="module", params=EXPERIMENTS)

@@ -7,7 +7,9 @@ namespace kktorch::primal_dual {
 
 inline constexpr const char* kPaper = "primal-dual";
 
+Experiment digits();
 Experiment retrieval();
 Experiment svr();
+Experiment uea();
 
 }  // namespace kktorch::primal_dual

@@ -239,19 +239,9 @@ template <typename T>
 __global__ void key_gradient_kernel(DeviceProblem<T> p, DeviceHeads<const T> c_hat,
                                     DeviceHeads<T> grad) {
   using A = acc_t<T>;
-  __shared__ A shared[kBnThreads];
   const auto [u, block] = bn_unit(blockIdx.x, p.shape.N);
-  const int64_t b = u / p.shape.Hk, h = u % p.shape.Hk, D = p.shape.D;
-  const int64_t N = p.shape.N, thread = threadIdx.y * blockDim.x + threadIdx.x;
-  A total = static_cast<A>(N);
-  if (p.weight) {
-    A partial = 0;
-    for (int64_t j = thread; j < N; j += kBnThreads) partial += p.weight[b * N + j];
-    shared[thread] = partial;
-    __syncthreads();
-    total = 0;
-    for (int t = 0; t < kBnThreads; ++t) total += shared[t];
-  }
+  const int64_t b = u / p.shape.Hk, h = u % p.shape.Hk, D = p.shape.D, N = p.shape.N;
+  const A total = p.weight ? p.total_weight[b] : static_cast<A>(N);
   const A *rstd = p.statistics + (u * 3 + 2) * D, *sums = group_sums_at(p, u);
   const auto rows = rows_of_block(block, N);
   for (int64_t j = rows.begin + threadIdx.y; j < rows.end; j += blockDim.y) {

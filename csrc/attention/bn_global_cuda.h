@@ -23,10 +23,11 @@ template <typename T>
 struct DeviceProblem {
   using A = acc_t<T>;
   BnShape shape;
-  const A* weight;  // [B, N], or null where every key weighs 1
-  const A* beta;    // [H]
-  A* statistics;    // [B, Hk, 3, D]: x0, m, r
-  A* workspace;     // bn_workspace_size(shape) values
+  const A* weight;        // [B, N], or null where every key weighs 1
+  const A* total_weight;  // [B], sum_j n_j: for the backward pass, and null with `weight`
+  const A* beta;          // [H]
+  A* statistics;          // [B, Hk, 3, D]: x0, m, r
+  A* workspace;           // bn_workspace_size(shape) values
   A eps;
   bool use_std;
 };

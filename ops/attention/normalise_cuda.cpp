@@ -24,13 +24,15 @@ csrc::BnShape shape_of(const AttentionProblem& p) {
 }
 
 /// The problem for the kernels; `workspace` keeps their scratch memory alive until they are
-/// launched.
+/// launched, and so does `total_weight` [B], which only the backward pass defines.
 template <typename T>
 csrc::DeviceProblem<T> device_problem(const AttentionProblem& p, const Tensor& statistics,
-                                      const Tensor& workspace) {
+                                      const Tensor& workspace, const Tensor& total_weight = {}) {
   using A = csrc::acc_t<T>;
+  const auto data = [](const Tensor& t) { return t.defined() ? t.const_data_ptr<A>() : nullptr; };
   return {.shape = shape_of(p),
-          .weight = p.key_weight.defined() ? p.key_weight.const_data_ptr<A>() : nullptr,
+          .weight = data(p.key_weight),
+          .total_weight = data(total_weight),
           .beta = p.beta.const_data_ptr<A>(),
           .statistics = statistics.data_ptr<A>(),
           .workspace = workspace.data_ptr<A>(),
@@ -72,11 +74,12 @@ Tensor backward(const AttentionProblem& p, const NormalisedOperands& operands,
   const c10::cuda::CUDAGuard guard(p.query.device());
   const auto stream = c10::cuda::getCurrentCUDAStream();
   const auto workspace = workspace_for(p);
+  const auto total_weight = p.key_weight.defined() ? p.key_weight.sum(1) : Tensor();
   const auto grad_beta = at::empty({p.B(), p.H()}, p.beta.options());
   AT_DISPATCH_FLOATING_TYPES_AND2(
       at::kHalf, at::kBFloat16, p.query.scalar_type(), "_attention_bn_backward", [&] {
         C10_CUDA_CHECK(csrc::launch_bn_backward<scalar_t>(
-            device_problem<scalar_t>(p, statistics, workspace),
+            device_problem<scalar_t>(p, statistics, workspace, total_weight),
             heads_of<const scalar_t>(operands.query), heads_of<const scalar_t>(operands.key),
             heads_of<scalar_t>(grad_query), heads_of<scalar_t>(grad_key),
             grad_beta.data_ptr<csrc::acc_t<scalar_t>>(), stream));

@@ -39,7 +39,8 @@ struct TokenLayout {
   bool stats_mask = true;
 };
 
-/// Tokens x [B, L, width] to tokens of the same shape: layers(dropout(x + position)).
+/// Tokens x [B, L, width] to tokens of the same shape: layers(dropout(x + position)), in one pass
+/// or, causally, chunk by chunk.
 ///
 /// Parameters: position [length, width], initially uniform in [-0.02, 0.02]; layers.<i>
 /// (EncoderLayer). Initial values are drawn in this order.
@@ -52,8 +53,26 @@ class EncoderImpl : public torch::nn::Cloneable<EncoderImpl> {
 
   /// @param x             [B, L, width], L <= length. Padded tokens may hold any finite values.
   /// @param padding_mask  bool [B, L], True = padding.
+  /// @param is_causal     a token sees none behind it, see AttentionBNSH.
   /// @return              [B, L, width]; what stands in padded tokens is to be dropped.
-  torch::Tensor forward(const torch::Tensor& x, const torch::Tensor& padding_mask = {});
+  /// @throws c10::Error   "Encoder: expected x [B, L <= {length}, {width}], but got {sizes}".
+  torch::Tensor forward(const torch::Tensor& x, const torch::Tensor& padding_mask = {},
+                        bool is_causal = false);
+
+  /// Empty caches, one per layer, for `batch` sequences of up to `capacity` <= length tokens.
+  std::vector<KVCache> make_caches(int64_t batch, int64_t capacity) const;
+
+  /// The next T >= 1 tokens x_new [B, T, width] of every sequence: the rows that the causal forward
+  /// of all tokens up to now gives for them. Evaluation mode only; variants of
+  /// AttentionBNSH::decode.
+  ///
+  /// @param caches  of make_caches(); the tokens are added.
+  /// @param valid   see AttentionBNSH::decode.
+  /// @return        [B, T, width].
+  /// @throws c10::Error  "Encoder: expected <what>, but got <values>"; what AttentionBNSH::decode
+  ///     throws, and then no cache has changed.
+  torch::Tensor decode(const torch::Tensor& x_new, std::vector<KVCache>& caches,
+                       const std::vector<int64_t>& valid = {});
 
   void pretty_print(std::ostream& stream) const override;
 

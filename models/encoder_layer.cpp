@@ -63,15 +63,4 @@ void EncoderLayerImpl::pretty_print(std::ostream& stream) const {
          << ", norm_first=" << options.norm_first << ", activation=" << options.activation << ")";
 }
 
-Tensor decode_layers(const torch::nn::ModuleListImpl& layers, const Tensor& x_new,
-                     std::vector<KVCache>& caches, const std::vector<int64_t>& valid) {
-  TORCH_CHECK(caches.size() == layers.size(), "EncoderLayer: expected ", layers.size(),
-              " caches, one per layer, but got ", caches.size());
-  auto x = x_new;
-  for (size_t i = 0; i < caches.size(); ++i) {
-    x = layers[i]->as<EncoderLayer>()->decode(x, caches[i], valid);
-  }
-  return x;
-}
-
 }  // namespace kktorch

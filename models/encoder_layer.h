@@ -63,10 +63,6 @@ class EncoderLayerImpl : public torch::nn::Cloneable<EncoderLayerImpl> {
 };
 TORCH_MODULE(EncoderLayer);
 
-/// A stack of EncoderLayer, one after the other, with a cache each.
-torch::Tensor decode_layers(const torch::nn::ModuleListImpl& layers, const torch::Tensor& x_new,
-                            std::vector<KVCache>& caches, const std::vector<int64_t>& valid = {});
-
 /// "gelu" (exact) or "relu".
 torch::Tensor activate(const torch::Tensor& x, const std::string& activation);
 

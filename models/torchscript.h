@@ -7,6 +7,7 @@
 #include <torch/csrc/jit/api/module.h>
 
 #include "models/attention_bnsh.h"
+#include "models/encoder.h"
 #include "models/encoder_layer.h"
 #include "models/small_vit.h"
 #include "models/time_series_classifier.h"
@@ -21,6 +22,7 @@ namespace kktorch {
 /// train a copy if the script is not saved at once.
 torch::jit::Module to_torchscript(const AttentionBNSHImpl& module);
 torch::jit::Module to_torchscript(const EncoderLayerImpl& module);
+torch::jit::Module to_torchscript(const EncoderImpl& module);
 torch::jit::Module to_torchscript(const TimeSeriesClassifierImpl& module);
 torch::jit::Module to_torchscript(const TokenClassifierImpl& module);
 torch::jit::Module to_torchscript(const SmallViTImpl& module);

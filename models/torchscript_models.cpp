@@ -1,4 +1,4 @@
-// The classifiers in TorchScript.
+// The encoder and the classifiers in TorchScript.
 #include <cmath>
 
 #include "models/torchscript.h"
@@ -82,11 +82,16 @@ Module convert(const EncoderImpl& encoder, const UnitPtr& unit) {
   auto layers = shell("Layers", *encoder.layers, unit);
   // A script has no loop over submodules of different classes: the calls are written out.
   std::string source =
-      "def forward(self, x: Tensor, padding: Optional[Tensor]) -> Tensor:\n"
+      "def forward(self, x: Tensor, padding_mask: Optional[Tensor] = None,\n"
+      "            is_causal: bool = False) -> Tensor:\n"
+      "    message = \"Encoder: expected x [B, L <= {}, width], but got {}\"\n"
+      "    longest = self.position.size(0)\n"
+      "    assert x.size(1) <= longest, message.format(longest, x.size())\n"
       "    x = x + self.position[:x.size(1)]\n";
   for (const auto& entry : encoder.layers->named_children()) {
     layers.register_module(entry.key(), convert(*entry.value()->as<EncoderLayer>(), unit));
-    source += "    x = getattr(self.layers, \"" + entry.key() + "\").forward(x, padding)\n";
+    source += "    x = getattr(self.layers, \"" + entry.key() +
+              "\").forward(x, padding_mask, None, is_causal)\n";
   }
   script.register_module("layers", layers);
   define(script, {source + "    return x\n"});
@@ -139,6 +144,10 @@ Module convert(const SmallViTImpl& model, const UnitPtr& unit) {
 }
 
 }  // namespace detail
+
+torch::jit::Module to_torchscript(const EncoderImpl& module) {
+  return detail::convert(module, detail::new_unit());
+}
 
 torch::jit::Module to_torchscript(const TimeSeriesClassifierImpl& module) {
   return detail::convert(module, detail::new_unit());

@@ -70,16 +70,32 @@ void check_varlen(const Varlen& a) {
                     a.max_q, " and max_k=", a.max_k);
 }
 
-/// The values of the offsets, where looking at them costs nothing: not on a GPU, not in a trace.
+/// Where looking at values costs nothing: not on a GPU, not in a trace.
+bool is_readable(const Tensor& offsets) {
+  return offsets.is_cpu() && !offsets.key_set().has(c10::DispatchKey::Python);
+}
+
 void check_offset_values(std::string_view name, const Tensor& offsets, const Tensor& packed,
                          const c10::SymInt& longest) {
-  if (!offsets.is_cpu() || offsets.key_set().has(c10::DispatchKey::Python)) return;
+  if (!is_readable(offsets)) return;
   const auto lengths = offsets.diff();
   const bool fits = offsets[0].item<int>() == 0 && offsets[-1].item<int>() == packed.size(0) &&
                     (lengths.numel() == 0 ||
                      (lengths.min().item<int>() >= 0 && lengths.max().item<int>() <= longest));
   TORCH_CHECK_VALUE(fits, kName, ": expected ", name, " ascending from 0 to ", packed.size(0),
                     " in steps of at most ", longest, ", but got ", offsets);
+}
+
+void check_equal_lengths(const Tensor& cu_seqlens_q, const Tensor& cu_seqlens_k) {
+  if (!is_readable(cu_seqlens_q) || !is_readable(cu_seqlens_k)) return;
+  const auto values = [](const Tensor& offsets) {
+    const auto packed = offsets.contiguous();
+    return at::ArrayRef<int>(packed.const_data_ptr<int>(), packed.numel()).vec();
+  };
+  const auto q = values(cu_seqlens_q), k = values(cu_seqlens_k);
+  TORCH_CHECK_VALUE(
+      q == k, kName, ": expected equal query and key lengths with is_causal, but got ",
+      "cu_seqlens_q ", at::ArrayRef<int>(q), " and cu_seqlens_k ", at::ArrayRef<int>(k));
 }
 
 /// Where the rows of packed sequences lie in a padded batch.
@@ -118,6 +134,7 @@ Tensor varlen_composite(const Varlen& a) {
   check_varlen(a);
   check_offset_values("cu_seqlens_q", a.cu_seqlens_q, a.query, a.max_q);
   check_offset_values("cu_seqlens_k", a.cu_seqlens_k, a.key, a.max_k);
+  if (a.is_causal) check_equal_lengths(a.cu_seqlens_q, a.cu_seqlens_k);
   const Padding queries(a.cu_seqlens_q, a.query, a.max_q), keys(a.cu_seqlens_k, a.key, a.max_k);
   return queries.pack(attention_bn(queries.pad(a.query), keys.pad(a.key), keys.pad(a.value), a.beta,
                                    keys.padding, {}, {}, a.beta_value, a.use_std, a.eps, "auto",

@@ -107,6 +107,23 @@ c10::SymInt windows_of(const Forward& a) {
                                          a.tail == "drop");
 }
 
+void check_backward(const Backward& a) {
+  const auto &grad = a.grad_pooled, &count = a.count;
+  check_windows(a.length, a.window, a.tail, a.num_special);
+  const auto windows =
+      csrc::window_count<c10::SymInt>(a.length, a.window, a.num_special, a.tail == "drop");
+  TORCH_CHECK((grad.dim() == 3 || grad.dim() == 4) &&
+                  detail::is_supported_dtype(grad.scalar_type()) && grad.sym_size(-2) == windows,
+              kName, ": expected grad_pooled floating [B, ", windows, ", C] or [B, H, ", windows,
+              ", C], but got ", grad.scalar_type(), " ", grad.sym_sizes());
+  TORCH_CHECK(count.scalar_type() == at::kFloat && count.dim() == 2 &&
+                  count.sym_size(0) == grad.sym_size(0) && count.sym_size(1) == windows &&
+                  count.device() == grad.device(),
+              kName, ": expected count float32 [", grad.sym_size(0), ",", windows, "], but got ",
+              count.scalar_type(), " ", count.sym_sizes(), " on ", count.device());
+  check_padding(a.key_padding_mask, grad.sym_size(0), a.length, grad.device());
+}
+
 /// `sizes` of an input with another number of tokens.
 c10::SymDimVector with_length(c10::SymIntArrayRef sizes, const c10::SymInt& length) {
   c10::SymDimVector result(sizes.begin(), sizes.end());
@@ -125,9 +142,8 @@ TwoTensors forward_meta(const Forward& a) {
 }
 
 Tensor backward_meta(const Backward& a) {
+  check_backward(a);
   const auto& grad = a.grad_pooled;
-  check_windows(a.length, a.window, a.tail, a.num_special);
-  check_padding(a.key_padding_mask, grad.sym_size(0), a.length, grad.device());
   const auto sizes = with_length(grad.sym_sizes(), a.length);
   return sizes.size() == 4 ? detail::empty_heads_last(sizes, grad.options())
                            : at::empty_symint(sizes, grad.options());

@@ -10,7 +10,6 @@
 #include <limits>
 #include <sstream>
 
-#include "models/encoder_layer.h"
 #include "models/torchscript.h"
 
 namespace kktorch {
@@ -329,35 +328,6 @@ TEST_P(EachDecoder, SequencesOfDifferentLengthsAndReorderedBeams) {
       expect_close(first[source[b]].slice(0, 0, n), expected.slice(0, 0, n));
       expect_close(second[b], expected.slice(0, n));
     }
-  }
-}
-
-TEST_P(EachDecoder, AStackOfEncoderLayers) {
-  for (const bool norm_first : {false, true}) {
-    const EncoderLayerOptions options{
-        .attention = base(GetParam()), .ffn = 20, .norm_first = norm_first};
-    torch::nn::ModuleList layers;
-    std::vector<KVCache> caches;
-    const auto x = random({2, 7, kWidth});
-    auto expected = x;
-    for (int i = 0; i < 2; ++i) {
-      auto layer = randomised(EncoderLayer(options));
-      layers->push_back(layer);
-      caches.push_back(layer->self_attn->make_cache(2, 7));
-      expected = layer(expected, Tensor(), Tensor(), true);
-    }
-    std::vector<Tensor> parts;
-    for (const auto& part : x.split(3, 1)) parts.push_back(decode_layers(*layers, part, caches));
-    expect_close(torch::cat(parts, 1), expected);
-    expect_error(
-        [&] {
-          layers->train();
-          decode_layers(*layers, x, caches);
-        },
-        "EncoderLayer: expected evaluation mode to decode, but got training mode");
-    caches.pop_back();
-    expect_error([&] { decode_layers(*layers, x, caches); },
-                 "EncoderLayer: expected 2 caches, one per layer, but got 1");
   }
 }
 

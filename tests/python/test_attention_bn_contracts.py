@@ -55,8 +55,12 @@ def test_opcheck(mode, mask, gradients):
     torch.library.opcheck(op.default, tensors, options)
 
 
-def test_opcheck_of_the_reference_op():
-    torch.library.opcheck(ref.default, *wanting_gradients(*problem(mode="prefix", mask="all")))
+@pytest.mark.parametrize("gradients", [False, True])
+def test_opcheck_of_the_reference_op(gradients):
+    tensors, options = problem(mode="prefix", mask="all")
+    if gradients:
+        tensors, options = wanting_gradients(tensors, options)
+    torch.library.opcheck(ref.default, tensors, options)
 
 
 def private_arguments(gradients, stats, mask):
@@ -100,8 +104,12 @@ def test_ops_are_tagged_for_the_compiler():
 # Compilers
 
 
-@pytest.mark.parametrize("mode", ["global", "prefix", "support"])
-def test_compile_with_dynamic_shapes(mode):
+@pytest.mark.parametrize(
+    "called, mode",
+    [*((op, mode) for mode in ("global", "prefix", "support")), (ref, "global")],
+    ids=["global", "prefix", "support", "ref"],
+)
+def test_compile_with_dynamic_shapes(called, mode):
     graphs = []
 
     def backend(graph, inputs):
@@ -109,7 +117,7 @@ def test_compile_with_dynamic_shapes(mode):
         return torch._dynamo.backends.debugging.aot_eager(graph, inputs)
 
     def function(query, key, value, **options):
-        return op(query * 2, key, value, **options) + 1
+        return called(query * 2, key, value, **options) + 1
 
     compiled = torch.compile(function, backend=backend, fullgraph=True, dynamic=True)
     # sizes that differ from each other: equal ones would be compiled as one size

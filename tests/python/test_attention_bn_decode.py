@@ -1,5 +1,6 @@
 """attention_bn_decode: chunk by chunk it is causal attention_bn over the whole sequence."""
 
+import io
 import re
 from typing import NamedTuple
 
@@ -264,6 +265,13 @@ def test_inputs_are_left_alone_and_not_returned():
     assert out.transpose(1, 2).is_contiguous()
 
 
+def test_expanded_tokens():
+    (q, k, v), _, options = sequences()
+    q, k, v = q[:, :, :1].expand_as(q), k[:1, :1].expand_as(k), v[:1].expand_as(v)
+    expected = decode([t.contiguous() for t in (q, k, v)], Cache.empty(), [4, 7], options)
+    assert_close(decode((q, k, v), Cache.empty(), [4, 7], options), expected, 1e-12)
+
+
 @pytest.mark.parametrize("size", ["B", "Dv"])
 def test_empty_sizes(size):
     shape = SHAPE._replace(**{size: 0})
@@ -331,54 +339,95 @@ def zeros(*size, dtype=torch.float64):
     return torch.zeros(size, dtype=dtype)
 
 
+ONE_DTYPE = "one dtype in {float16, bfloat16, float32, float64}, but got"
+HEADS = "query heads to equal 2 key heads (pass enable_gqa=True if a multiple is intended), but got"
+TOKENS = "as many new queries as keys, at least 1, but got"
+
 BAD = [
-    {"query": zeros(3, 11, 4)},
-    {"query": zeros(3, 4, 11, 4, dtype=torch.float32)},
-    {"query": zeros(2, 4, 11, 4)},
-    {"query": zeros(3, 4, 11, 5)},
-    {"query": zeros(3, 3, 11, 4)},
-    {"query": zeros(3, 4, 10, 4)},
-    {"key_new": zeros(3, 2, 10, 4)},
-    {"key_new": zeros(3, 1, 11, 4)},
-    {"value_new": zeros(3, 2, 10, 3)},
-    {"value_new": zeros(3, 2, 11, 3, dtype=torch.float32)},
-    {"key_cache": zeros(3, 2, 11, 4, dtype=torch.float32)},
-    {"key_cache": zeros(3, 2, 11, 5)},
-    {"key_cache": zeros(3, 1, 11, 4)},
-    {"key_cache": zeros(2, 2, 11, 4)},
-    {"key_cache": zeros(2, 11, 4)},
-    {"value_cache": zeros(3, 2, 12, 3)},
-    {"value_cache": zeros(3, 2, 11, 4)},
-    {"value_cache": zeros(3, 2, 11, 3, dtype=torch.float16)},
-    {"length": torch.zeros(3, dtype=torch.int32)},
-    {"length": torch.zeros(2, dtype=torch.int64)},
-    {"length": torch.zeros((), dtype=torch.int64)},
-    {"mean": zeros(3, 2, 4, dtype=torch.float32)},
-    {"mean": zeros(3, 4)},
-    {"m2": zeros(3, 2, 5)},
-    {"m2": zeros(3, 2, 4, dtype=torch.float32)},
-    {"beta": torch.ones(3)},
-    {"beta": torch.ones(4, dtype=torch.int64)},
-    {"beta_value": 0.5},
-    {"eps": -1.0},
-    {"scale": torch.inf},
-    {"enable_gqa": False},
-    {"query": zeros(3, 4, 0, 4), "key_new": zeros(3, 2, 0, 4), "value_new": zeros(3, 2, 0, 3)},
+    (
+        {"query": zeros(3, 11, 4)},
+        "query, key, value of shape [B, heads, length, width], but got [3, 11, 4], [3, 2, 11, 4], ",
+    ),
+    (
+        {"query": zeros(3, 4, 11, 4, dtype=torch.float32)},
+        f"query, key, value of {ONE_DTYPE} Float, Double, Double",
+    ),
+    (
+        {"value_new": zeros(3, 2, 11, 3, dtype=torch.float32)},
+        f"query, key, value of {ONE_DTYPE} Double, Double, Float",
+    ),
+    ({"query": zeros(2, 4, 11, 4)}, "equal batch sizes, but got 2, 3, 3"),
+    ({"query": zeros(3, 4, 11, 5)}, "query and key of equal width >= 1, but got 5, 4"),
+    ({"query": zeros(3, 3, 11, 4)}, f"3 {HEADS}"),
+    ({"enable_gqa": False}, f"4 {HEADS}"),
+    ({"query": zeros(3, 4, 10, 4)}, f"{TOKENS} [3, 4, 10, 4] and [3, 2, 11, 4]"),
+    (
+        {"query": zeros(3, 4, 0, 4), "key_new": zeros(3, 2, 0, 4), "value_new": zeros(3, 2, 0, 3)},
+        f"{TOKENS} [3, 4, 0, 4] and [3, 2, 0, 4]",
+    ),
+    *(
+        (
+            {name: zeros(*size)},
+            "equal key and value lengths and heads, but got",
+        )
+        for name, size in (
+            ("key_new", (3, 2, 10, 4)),
+            ("key_new", (3, 1, 11, 4)),
+            ("value_new", (3, 2, 10, 3)),
+        )
+    ),
+    ({"key_cache": zeros(2, 11, 4)}, "key_cache [B, heads, capacity, width], but got [2, 11, 4]"),
+    *(
+        ({name: zeros(*size, dtype=dtype)}, f"{name} {expected} on {{}}, but got {got}")
+        for name, expected, size, dtype, got in (
+            ("key_cache", "Double [3, 2, 11, 4]", (3, 2, 11, 4), torch.float32, "Float"),
+            ("key_cache", "Double [3, 2, 11, 4]", (3, 2, 11, 5), torch.float64, "Double"),
+            ("key_cache", "Double [3, 2, 11, 4]", (3, 1, 11, 4), torch.float64, "Double"),
+            ("key_cache", "Double [3, 2, 11, 4]", (2, 2, 11, 4), torch.float64, "Double"),
+            ("value_cache", "Double [3, 2, 11, 3]", (3, 2, 12, 3), torch.float64, "Double"),
+            ("value_cache", "Double [3, 2, 11, 3]", (3, 2, 11, 4), torch.float64, "Double"),
+            ("value_cache", "Double [3, 2, 11, 3]", (3, 2, 11, 3), torch.float16, "Half"),
+            ("length", "Long [3]", (3,), torch.int32, "Int [3]"),
+            ("length", "Long [3]", (2,), torch.int64, "Long [2]"),
+            ("length", "Long [3]", (), torch.int64, "Long []"),
+            ("mean", "Double [3, 2, 4]", (3, 2, 4), torch.float32, "Float"),
+            ("mean", "Double [3, 2, 4]", (3, 4), torch.float64, "Double [3, 4]"),
+            ("m2", "Double [3, 2, 4]", (3, 2, 5), torch.float64, "Double [3, 2, 5]"),
+            ("m2", "Double [3, 2, 4]", (3, 2, 4), torch.float32, "Float"),
+        )
+    ),
+    ({"beta": torch.ones(3)}, "beta floating of shape [], [1] or [4], but got Float [3]"),
+    (
+        {"beta": torch.ones(4, dtype=torch.int64)},
+        "beta floating of shape [], [1] or [4], but got Long [4]",
+    ),
+    ({"beta_value": 0.5}, "beta_value=1.0 when beta is given, but got 0.5"),
+    ({"beta": None, "beta_value": torch.inf}, "a finite beta_value, but got inf"),
+    ({"eps": -1.0}, "finite eps >= 0, but got -1"),
+    ({"scale": torch.inf}, "a finite scale, but got inf"),
 ]
 
 
 @pytest.mark.parametrize("device", ["cpu", "meta"])
-@pytest.mark.parametrize("change", BAD, ids=lambda c: "-".join(c))
-def test_a_wrong_argument_is_named(change, device):
+@pytest.mark.parametrize("change, message", BAD)
+def test_a_wrong_argument_is_named(change, message, device):
     arguments = good() | change
     moved = {n: t.to(device) if torch.is_tensor(t) else t for n, t in arguments.items()}
     before = {n: t.clone() for n, t in moved.items() if torch.is_tensor(t)}
-    with pytest.raises(
-        (RuntimeError, ValueError), match="^attention_bn_decode: expected .*but got"
-    ):
+    message = message.replace("on {}", f"on {device}")
+    expected = re.escape(f"attention_bn_decode: expected {message}")
+    with pytest.raises((RuntimeError, ValueError), match=f"^{expected}"):
         op(**moved)
     if device == "cpu":
         assert_identical({n: moved[n] for n in before}, before)
+
+
+@pytest.mark.parametrize("moved", [*NAMES, "beta"])
+def test_devices_do_not_mix(moved):
+    arguments = good()
+    arguments[moved] = arguments[moved].to("meta")
+    with pytest.raises(RuntimeError, match="attention_bn_decode: expected .* but got .*meta"):
+        op(**arguments)
 
 
 @pytest.mark.parametrize("capacity, prompt, chunk", [(11, 8, 4), (2, 0, 3), (0, 0, 1)])
@@ -446,3 +495,54 @@ def test_compile(dynamic):
         expected = step(*chunk, *eager, **options)
         assert_close(compiled(*chunk, *cache, **options), expected, 1e-12)
         assert_identical(list(cache), list(eager))
+
+
+class Step(torch.nn.Module):
+    """Decodes a chunk behind a prompt; the cache is made on the way."""
+
+    def forward(self, prompt: torch.Tensor, chunk: torch.Tensor) -> torch.Tensor:
+        batch, heads, width = prompt.size(0), prompt.size(1), prompt.size(3)
+        keys = prompt.new_zeros(batch, heads, 20, width)
+        values = prompt.new_zeros(batch, heads, 20, width)
+        length = torch.zeros(batch, dtype=torch.long)
+        mean = prompt.new_zeros(batch, heads, width)
+        m2 = prompt.new_zeros(batch, heads, width)
+        out = prompt
+        for x in (prompt, chunk):
+            out = torch.ops.kktorch.attention_bn_decode(
+                x, x, x, keys, values, length, mean, m2, beta_value=0.5
+            )
+        return out + length.view(-1, 1, 1, 1)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+def test_export_and_torchscript():
+    def inputs(batch, new):
+        generator = torch.Generator().manual_seed(batch)
+        return [torch.randn(batch, 2, n, 4, generator=generator) for n in (3, new)]
+
+    batch, new = torch.export.Dim("batch", min=2), torch.export.Dim("new", min=2, max=17)
+    program = torch.export.export(
+        Step(), tuple(inputs(3, 5)), dynamic_shapes=({0: batch}, {0: batch, 2: new})
+    )
+    file = io.BytesIO()
+    torch.jit.save(torch.jit.script(Step()), file)
+    file.seek(0)
+    scripted = torch.jit.load(file)
+    for example in (inputs(3, 5), inputs(2, 9)):
+        whole = torch.cat(example, 2)
+        expected = attention_bn(whole, whole, whole, beta_value=0.5, is_causal=True)[:, :, 3:]
+        expected = expected + whole.size(2)
+        for step in (Step(), program.module(), scripted):
+            assert_close(step(*example), expected, 2e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_autocast_casts_new_tokens_to_the_dtype_of_the_cache(dtype):
+    (q, k, v), _, options = sequences()
+    cache, expected_cache = Cache.empty(dtype=dtype), Cache.empty(dtype=dtype)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        out = op(q.float(), k.bfloat16(), v.half(), *cache, **options)
+    tokens = (q.float().to(dtype), k.bfloat16().to(dtype), v.half().to(dtype))
+    assert_identical(out, op(*tokens, *expected_cache, **options))
+    assert_identical(list(cache), list(expected_cache))

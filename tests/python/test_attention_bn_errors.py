@@ -190,13 +190,73 @@ def test_a_wrong_argument_is_named(change, exception, message, function, device)
     assert caught.type is exception
 
 
-@pytest.mark.parametrize("moved", ["query", "key", "value", "beta", "key_padding_mask"])
-def test_devices_do_not_mix(moved):
-    (q, k, v), options = problem(mask="padding")
+@pytest.mark.parametrize(
+    "moved", ["query", "key", "value", "beta", "key_padding_mask", "key_weight", "attn_mask"]
+)
+@pytest.mark.parametrize("function", [op, ref], ids=["op", "ref"])
+def test_devices_do_not_mix(function, moved):
+    (q, k, v), options = problem(mask="all")
     arguments = {"query": q, "key": k, "value": v} | options
     arguments[moved] = arguments[moved].to("meta")
-    with pytest.raises(RuntimeError, match="attention_bn: expected .* but got .*meta"):
-        op(**arguments)
+    with pytest.raises(RuntimeError, match=f"{function.__name__}: expected .* but got .*meta"):
+        function(**arguments)
+
+
+def private_arguments(**change):
+    """(_attention_bn_forward's arguments with the good call's tensors, the tensors it saves)"""
+    (q, k, v), _ = problem()
+    tensors = {"query": q, "key": k, "value": v} | dict.fromkeys(
+        ("beta", "key_padding_mask", "attn_mask", "key_weight")
+    )
+    numbers = {"beta_value": 1.0, "use_std": True, "eps": 1e-5, "stats": "global"}
+    numbers |= {"is_causal": False, "query_offset": 0, "dropout_p": 0.0, "scale": 0.5}
+    saved = torch.ops.kktorch._attention_bn_forward(**tensors, **numbers)
+    return tensors | numbers | change, dict(
+        zip(("out", "logsumexp", "stats_saved", "rng_state"), saved, strict=True)
+    )
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"query": zeros(2, 5, 4)}, "attention_bn: expected query, key, value of shape [B, heads"),
+        ({"beta": torch.ones(3)}, "attention_bn: expected beta floating of shape [], [1] or [2]"),
+        (
+            {"stats": "support"},
+            "attention_bn: expected stats 'global' or 'prefix' below the public op, "
+            "but got 'support'",
+        ),
+        (
+            {"grad_out": zeros(2, 2, 5, 4)},
+            "_attention_bn_backward: expected grad_out of shape [2, 2, 5, 3] and dtype Double, "
+            "but got [2, 2, 5, 4] and Double",
+        ),
+        (
+            {"grad_out": zeros(2, 2, 5, 3, dtype=torch.float32)},
+            "_attention_bn_backward: expected grad_out of shape [2, 2, 5, 3] and dtype Double, "
+            "but got [2, 2, 5, 3] and Float",
+        ),
+    ],
+)
+def test_the_private_ops_check_too(change, message, device):
+    change = dict(change)
+    grad_out = change.pop("grad_out", zeros(2, 2, 5, 3))
+    arguments, saved = private_arguments(**change)
+
+    def move(named):
+        return {name: to(device, argument) for name, argument in named.items()}
+
+    def forward():
+        torch.ops.kktorch._attention_bn_forward(**move(arguments))
+
+    def backward():
+        tensors = move({"grad_out": grad_out} | arguments | saved)
+        torch.ops.kktorch._attention_bn_backward(**tensors, output_mask=[True] * 4)
+
+    for call in (forward, backward) if change else (backward,):
+        with pytest.raises((RuntimeError, ValueError), match=re.escape(message)):
+            call()
 
 
 def test_the_good_call_is_good():

@@ -14,6 +14,7 @@ from attention_bn_cases import (
     evaluate,
 )
 from attention_sh_cases import MODES, op, problem, ref
+from torch.autograd import forward_ad
 
 # TorchScript stays supported here after its deprecation upstream
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
@@ -41,8 +42,10 @@ def test_opcheck(mode, mask, windows, norm, gradients):
     check(op, gradients, mode=mode, mask=mask, windows=windows, norm=norm)
 
 
-def test_opcheck_of_the_reference_op():
-    check(ref, True, mode="prefix", mask="padding", windows="3")  # the longer of its two paths
+@pytest.mark.parametrize("gradients", [False, True])
+def test_opcheck_of_the_reference_op(gradients):
+    # the longer of its two paths
+    check(ref, gradients, mode="prefix", mask="padding", windows="3")
 
 
 def check(function, gradients, **which):
@@ -91,14 +94,15 @@ def test_ops_are_tagged_for_the_compiler():
 
 
 @pytest.mark.parametrize(
-    "mode, windows, square",
+    "called, mode, windows, square",
     [
-        ("global", "3,2-special", False),
-        ("global", "3,2-counted", False),
-        ("prefix", "3,2-special", True),
+        (op, "global", "3,2-special", False),
+        (op, "global", "3,2-counted", False),
+        (op, "prefix", "3,2-special", True),
+        (ref, "global", "3,2-special", False),
     ],
 )
-def test_compile_with_dynamic_shapes(mode, windows, square):
+def test_compile_with_dynamic_shapes(called, mode, windows, square):
     graphs = []
 
     def backend(graph, inputs):
@@ -106,7 +110,7 @@ def test_compile_with_dynamic_shapes(mode, windows, square):
         return torch._dynamo.backends.debugging.aot_eager(graph, inputs)
 
     def function(query, key, value, **options):
-        return op(query * 2, key, value, **options) + 1
+        return called(query * 2, key, value, **options) + 1
 
     compiled = torch.compile(function, backend=backend, fullgraph=True, dynamic=True)
     # sizes that differ from each other: equal ones would be compiled as one size
@@ -214,3 +218,23 @@ def test_autocast_leaves_float64_alone(mode):
     with torch.autocast("cpu", dtype=torch.bfloat16):
         out = op(*tensors, **options)
     assert_identical(out, op(*tensors, **options))
+
+
+# Transforms
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_forward_mode_is_refused(mode):
+    (q, k, v), options = problem(mode=mode)
+    with forward_ad.dual_level():
+        dual = forward_ad.make_dual(q, torch.ones_like(q))
+        with pytest.raises(NotImplementedError, match="forward-mode AD is not supported; use att"):
+            op(dual, k, v, **options)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_vmap_is_the_loop(mode):
+    (q, k, v), options = problem(mode=mode, mask="padding")
+    both = torch.stack([q, 2 * q])
+    mapped = torch.func.vmap(lambda query: op(query, k, v, **options))(both)
+    assert_close(mapped, torch.stack([op(t, k, v, **options) for t in both]), 1e-10)

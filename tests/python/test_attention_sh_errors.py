@@ -146,12 +146,13 @@ def test_a_wrong_argument_is_named(change, exception, message, function, device)
 
 
 @pytest.mark.parametrize("moved", ["query", "key", "value", "beta", "key_padding_mask"])
-def test_devices_do_not_mix(moved):
+@pytest.mark.parametrize("function", [op, ref], ids=["op", "ref"])
+def test_devices_do_not_mix(function, moved):
     (q, k, v), options = problem(mask="padding")
     arguments = {"query": q, "key": k, "value": v} | options
     arguments[moved] = arguments[moved].to("meta")
-    with pytest.raises(RuntimeError, match="attention_sh: expected .* but got .*meta"):
-        op(**arguments)
+    with pytest.raises(RuntimeError, match=f"{function.__name__}: expected .* but got .*meta"):
+        function(**arguments)
 
 
 def test_the_good_call_is_good():

@@ -158,14 +158,19 @@ def test_file_without_its_partner(ts, part, other, tmp_path, monkeypatch):
         ("BasicMotions", 40, 40, 6, (100, 100), (100, 100), 4),
         ("GunPoint", 50, 150, 1, (150, 150), (150, 150), 2),
         ("ItalyPowerDemand", 67, 1029, 1, (24, 24), (24, 24), 2),
+        ("ArrowHead", 36, 175, 1, (251, 251), (251, 251), 3),
+        ("OSULeaf", 200, 242, 1, (427, 427), (427, 427), 6),
+        ("ACSF1", 100, 100, 1, (1460, 1460), (1460, 1460), 10),
+        ("PickupGestureWiimoteZ", 50, 50, 1, (29, 361), (37, 324), 10),
     ],
 )
 def test_bundled_data_sets(
     name, train_size, test_size, channels, train_lengths, test_lengths, classes
 ):
     train, test = load_dataset(name)
-    assert train.x.shape == (train_size, test_lengths[1], channels)
-    assert test.x.shape == (test_size, test_lengths[1], channels)
+    longest = max(train_lengths[1], test_lengths[1])
+    assert train.x.shape == (train_size, longest, channels)
+    assert test.x.shape == (test_size, longest, channels)
     for part, (shortest, longest) in ((train, train_lengths), (test, test_lengths)):
         assert (part.lengths.min(), part.lengths.max()) == (shortest, longest)
         assert torch.equal(part.padding_mask.logical_not().sum(1), part.lengths)

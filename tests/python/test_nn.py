@@ -157,14 +157,6 @@ def test_without_stats_mask_padding_is_ignored(variant):
     assert torch.equal(layer(x, x, x, padding_mask([5, 2], 5))[0], layer(x, x, x)[0])
 
 
-def test_autocast_gives_the_autocast_dtype():
-    for variant in VARIANTS:
-        x = torch.randn(2, 5, WIDTH)
-        with torch.autocast("cpu", torch.bfloat16):
-            out, _ = attention(variant)(x, x, x, padding_mask([5, 2], 5))
-        assert out.dtype == torch.bfloat16 and out.isfinite().all()
-
-
 # ---- TokenNorm, EncoderLayer ------------------------------------------------------------------
 
 

@@ -254,10 +254,13 @@ def test_opcheck(gradients, options):
 
 
 @pytest.mark.parametrize("mask", [None, padding()], ids=["", "padded"])
-def test_opcheck_of_the_private_ops(mask):
-    torch.library.opcheck(forward_op.default, (tokens().requires_grad_(), 3, mask, "ceil", 0))
+@pytest.mark.parametrize("gradients", [False, True])
+def test_opcheck_of_the_private_ops(gradients, mask):
+    x = tokens().requires_grad_(gradients)
+    torch.library.opcheck(forward_op.default, (x, 3, mask, "ceil", 0))
     count = op(tokens(), 3, mask)[1]
-    arguments = (cotangent((3, 2, 4, 3)), count, mask, 11, 3, "ceil", 0)
+    grad_out = cotangent((3, 2, 4, 3)).requires_grad_(gradients)
+    arguments = (grad_out, count, mask, 11, 3, "ceil", 0)
     torch.library.opcheck(backward_op.default, arguments)
 
 
@@ -284,6 +287,14 @@ def test_compile_with_dynamic_shapes(mode):
         x, mask = tokens(length, (heads,), width, batch), padding(length, batch)
         assert_close(evaluate(compiled, x, mask), evaluate(function, x, mask), 1e-12)
     assert len(graphs) == 1
+
+
+def test_autocast_keeps_the_dtype():
+    for dtype in DTYPES:
+        x = tokens().to(dtype)
+        expected = op(x, 3)[0]
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            assert_identical(op(x, 3)[0], expected)
 
 
 class Pool(torch.nn.Module):
@@ -360,6 +371,29 @@ def test_a_wrong_argument_is_named(change, exception, message, device):
     with pytest.raises(Exception, match=re.escape(f"token_pool: {message}")) as caught:
         op(**moved)
     assert caught.type is exception
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"grad": torch.zeros(3, 2, 5, 3)}, "grad_pooled floating [B, 4, C] or [B, H, 4, C], but"),
+        ({"grad": torch.zeros(3, 4)}, "grad_pooled floating [B, 4, C] or [B, H, 4, C], but"),
+        ({"count": torch.zeros(3, 5)}, "count float32 [3,4], but got Float [3, 5]"),
+        ({"count": torch.zeros(3, 4).double()}, "count float32 [3,4], but got Double [3, 4]"),
+        ({"mask": torch.zeros(3, 4).bool()}, "key_padding_mask bool [3,11], True = ignore, but"),
+        ({"window": 0}, "window >= 1, but got 0"),
+        ({"special": 12}, "0 <= num_special <= 11, but got 12"),
+    ],
+)
+def test_the_backward_op_checks_too(change, message, device):
+    arguments = {"grad": torch.zeros(3, 2, 4, 3), "count": torch.zeros(3, 4), "mask": None}
+    arguments |= {"length": 11, "window": 3, "tail": "ceil", "special": 0} | change
+    moved = [t.to(device) if torch.is_tensor(t) else t for t in arguments.values()]
+    with pytest.raises(
+        (RuntimeError, ValueError), match=re.escape(f"token_pool: expected {message}")
+    ):
+        backward_op(*moved)
 
 
 @pytest.mark.parametrize("device", ["cpu", "meta"])

@@ -8,7 +8,7 @@ written by either side loads in the other (``strict=True``). All of them work un
 from kktorch.nn._attention_parameters import default_scales
 from kktorch.nn.attention_bnsh import AttentionBNSH
 from kktorch.nn.encoder import Encoder, EncoderOptions
-from kktorch.nn.encoder_layer import EncoderLayer, decode_layers
+from kktorch.nn.encoder_layer import EncoderLayer
 from kktorch.nn.kv_cache import KVCache
 from kktorch.nn.small_vit import SmallViT
 from kktorch.nn.time_series_classifier import TimeSeriesClassifier
@@ -27,6 +27,5 @@ __all__ = [
     "TokenNorm",
     "KVCache",
     "TokenConv",
-    "decode_layers",
     "default_scales",
 ]

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from kktorch.nn._option_checks import check_positive
 from kktorch.nn.encoder_layer import EncoderLayer
+from kktorch.nn.kv_cache import KVCache
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +58,8 @@ class EncoderOptions:
 
 
 class Encoder(nn.Module):
-    """Tokens x [B, L, width] to tokens of the same shape: ``layers(dropout(x + position))``.
+    """Tokens x [B, L, width] to tokens of the same shape: ``layers(dropout(x + position))``, in one
+    pass or, causally, chunk by chunk.
 
     Args:
         options: the user's choices.
@@ -117,17 +119,78 @@ class Encoder(nn.Module):
             for _ in range(options.layers)
         )
 
-    def forward(self, x: Tensor, padding_mask: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, padding_mask: Tensor | None = None, is_causal: bool = False
+    ) -> Tensor:
         """One pass.
 
         Args:
             x: [B, L, width], L <= length. Padded tokens may hold any finite values.
             padding_mask: bool [B, L], True = padding.
+            is_causal: a token sees none behind it, see :class:`AttentionBNSH`.
 
         Returns:
             [B, L, width]; what stands in padded tokens is to be dropped.
+
+        Raises:
+            RuntimeError: "Encoder: expected x [B, L <= {length}, {width}], but got {sizes}".
         """
+        length, width = self.position.size(0), self.position.size(1)
+        if x.dim() != 3 or x.size(1) > length or x.size(2) != width:
+            raise RuntimeError(
+                f"Encoder: expected x [B, L <= {length}, {width}], but got {list(x.shape)}"
+            )
         h = F.dropout(x + self.position[: x.size(1)], self.dropout, self.training)
         for layer in self.layers:
-            h = layer(h, padding_mask)
+            h = layer(h, padding_mask, is_causal=is_causal)
+        return h
+
+    @torch.jit.unused
+    def make_caches(self, batch: int, capacity: int) -> list[KVCache]:
+        """Empty caches, one per layer, for ``batch`` sequences of up to ``capacity`` <= length
+        tokens."""
+        length = self.position.size(0)
+        if capacity > length:
+            raise ValueError(
+                f"Encoder: expected capacity <= {length}, the number of positions, "
+                f"but got {capacity}"
+            )
+        return [layer.self_attn.make_cache(batch, capacity) for layer in self.layers]
+
+    @torch.jit.unused
+    @torch.no_grad()
+    def decode(
+        self, x_new: Tensor, caches: Sequence[KVCache], valid: Sequence[int] | None = None
+    ) -> Tensor:
+        """The next T >= 1 tokens of every sequence: the rows that the causal forward of all tokens
+        up to now gives for them.
+
+        Evaluation mode only; variants of :meth:`AttentionBNSH.decode`.
+
+        Args:
+            x_new: [B, T, width].
+            caches: of :meth:`make_caches`; the tokens are added.
+            valid: see :meth:`AttentionBNSH.decode`.
+
+        Returns:
+            [B, T, width].
+
+        Raises:
+            RuntimeError: "Encoder: expected <what>, but got <values>"; what
+                :meth:`AttentionBNSH.decode` raises, and then no cache has changed.
+        """
+        if len(caches) != len(self.layers):
+            raise RuntimeError(
+                f"Encoder: expected {len(self.layers)} caches, one per layer, but got {len(caches)}"
+            )
+        past, (length, width) = caches[0].length, self.position.shape
+        if x_new.dim() != 3 or x_new.size(0) != past.size(0) or x_new.size(2) != width:
+            raise RuntimeError(
+                f"Encoder: expected x_new [{past.size(0)}, T, {width}], but got {list(x_new.shape)}"
+            )
+        place = past.unsqueeze(1) + torch.arange(x_new.size(1), device=past.device)
+        # Only padding behind the valid tokens lies beyond the last position: the caches end before.
+        h = x_new + F.embedding(place.clamp_max(length - 1), self.position)
+        for layer, cache in zip(self.layers, caches, strict=True):
+            h = layer.decode(h, cache, valid)
         return h

@@ -1,6 +1,6 @@
 """Transformer encoder layer: attention and a feed-forward network, each with a residual."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -116,23 +116,6 @@ class EncoderLayer(nn.Module):
 
     def extra_repr(self) -> str:
         return f"dropout={self.dropout}, norm_first={self.norm_first}, activation={self.activation}"
-
-
-def decode_layers(
-    layers: Iterable[EncoderLayer],
-    x_new: Tensor,
-    caches: Sequence[KVCache],
-    valid: Sequence[int] | None = None,
-) -> Tensor:
-    """:meth:`EncoderLayer.decode` of a stack of layers, one after the other, with a cache each."""
-    layers = list(layers)
-    if len(caches) != len(layers):
-        raise RuntimeError(
-            f"EncoderLayer: expected {len(layers)} caches, one per layer, but got {len(caches)}"
-        )
-    for layer, cache in zip(layers, caches, strict=True):
-        x_new = layer.decode(x_new, cache, valid)
-    return x_new
 
 
 def activate(x: Tensor, activation: str) -> Tensor:

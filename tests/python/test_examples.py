@@ -13,10 +13,12 @@ import pytest
 import torch
 from kktorch import export
 from kktorch.run import load_run
+from torch import Tensor, nn
 
 OPTIONS = {"channels": 3, "classes": 4, "max_length": 7}
 ENCODER = {"width": 16, "heads": 2, "ffn": 32, "layers": 2, "attention": "bn"}
 ENCODER |= {"beta_mode": "per_head"}
+VARIANTS = ["softmax", "bn", "sh", "bnsh", "linear", "linear_bn", "linear_sh", "linear_bnsh"]
 
 
 @pytest.fixture(scope="module")
@@ -143,17 +145,111 @@ def run_loader(program, file, inputs, tmp_path):
     return output
 
 
-def test_torchscript_of_python_runs_in_cpp(programs, model, tmp_path):
+class EveryLayer(nn.Module):
+    """Layers of every variant, causal and not, an encoder layer, an encoder, and the ops that no
+    layer calls: one package tells what is missing of all. [B, L, width] of each, stacked."""
+
+    def __init__(self, width: int = 16, heads: int = 2, length: int = 7):
+        super().__init__()
+        attention = {"embed_dim": width, "num_heads": heads}
+        self.layers = nn.ModuleList(
+            kktorch.nn.AttentionBNSH(width, heads, variant=variant, batch_first=True)
+            for variant in VARIANTS
+        )
+        self.encoder_layer = kktorch.nn.EncoderLayer(attention, 2 * width, norm_first=True)
+        self.encoder = kktorch.nn.Encoder(kktorch.nn.EncoderOptions(**ENCODER), length)
+        self.width, self.heads = width, heads
+
+    def forward(self, x: Tensor, padding: Tensor) -> Tensor:
+        outs = [self.encoder_layer(x, padding), self.encoder(x, padding, True)]
+        for layer in self.layers:
+            outs.append(layer(x, x, x, padding)[0])
+            if not (layer.is_linear and layer.pools):
+                outs.append(layer(x, x, x, padding, is_causal=True)[0])
+        q = x.unflatten(-1, (self.heads, -1))
+        outs.append(self.packed(q))
+        q = q.transpose(1, 2)
+        outs.append(torch.ops.kktorch.attention_bn_ref(q, q, q, is_causal=True))
+        outs.append(torch.ops.kktorch.attention_sh_ref(q, q, q, [2, 3]))
+        outs.append(self.decoded(q))
+        return torch.stack(
+            [out.transpose(1, 2).flatten(2) if out.dim() == 4 else out for out in outs]
+        )
+
+    def packed(self, q: Tensor) -> Tensor:
+        offsets = torch.arange(q.size(0) + 1, dtype=torch.int32) * q.size(1)
+        rows = q.flatten(0, 1)
+        out = torch.ops.kktorch.attention_bn_varlen(
+            rows, rows, rows, offsets, offsets, q.size(1), q.size(1)
+        )
+        return out.view(q.size(0), q.size(1), -1)
+
+    def decoded(self, q: Tensor) -> Tensor:
+        batch, width = q.size(0), q.size(3)
+        length = torch.zeros(batch, dtype=torch.long)
+        keys, values = torch.zeros_like(q), torch.zeros_like(q)
+        mean = q.new_zeros(batch, self.heads, width)
+        m2 = torch.zeros_like(mean)
+        return torch.ops.kktorch.attention_bn_decode(
+            q, q, q, keys.contiguous(), values.contiguous(), length, mean, m2
+        )
+
+
+def every_layer():
+    layers = EveryLayer().eval()
+    x = torch.randn(3, 7, 16)
+    padding = torch.arange(7) >= torch.tensor([[7], [4], [1]])
+    return layers, (x, padding)
+
+
+def tokens():
+    model = kktorch.nn.TokenClassifier(5, 3, 7, **ENCODER).eval()
+    return model, export.example_inputs(model)
+
+
+def images():
+    model = kktorch.nn.SmallViT(6, 4, 5, patch=2, **ENCODER).eval()
+    return model, export.example_inputs(model)
+
+
+@pytest.fixture(params=[every_layer, tokens, images], ids=lambda f: f.__name__)
+def other(request):
+    """(module, inputs)"""
+    torch.manual_seed(0)
+    return request.param()
+
+
+def check_torchscript(programs, model, inputs, tmp_path):
     torch.jit.script(model).save(str(tmp_path / "model.ts"))
-    inputs = list(series(5))
-    output = run_loader(programs / "load_torchscript", tmp_path / "model.ts", inputs, tmp_path)
+    file = tmp_path / "model.ts"
+    output = run_loader(programs / "load_torchscript", file, list(inputs), tmp_path)
     torch.testing.assert_close(output, model(*inputs), rtol=0, atol=1e-6)
+
+
+def test_torchscript_of_python_runs_in_cpp(programs, model, tmp_path):
+    check_torchscript(programs, model, series(5), tmp_path)
+
+
+def test_torchscript_of_other_modules_runs_in_cpp(programs, other, tmp_path):
+    check_torchscript(programs, *other, tmp_path)
 
 
 def test_package_of_python_runs_in_cpp(programs, model, package, tmp_path):
     inputs = list(series(5))
     output = run_loader(programs / "load_aoti", package, inputs, tmp_path)
     torch.testing.assert_close(output, model(*inputs), rtol=0, atol=1e-6)
+
+
+def test_packages_of_other_modules_run_in_python_and_cpp(programs, other, tmp_path):
+    model, example = other
+    package = export.export_package(model, example, tmp_path / "model.pt2")
+    loaded = torch._inductor.aoti_load_package(str(package))
+    for batch in (1, 5):
+        inputs = [torch.cat([part] * 3)[:batch] for part in example]
+        expected = model(*inputs)
+        torch.testing.assert_close(loaded(*inputs), expected, rtol=0, atol=1e-6)
+        output = run_loader(programs / "load_aoti", package, inputs, tmp_path)
+        torch.testing.assert_close(output, expected, rtol=0, atol=1e-6)
 
 
 def test_cpp_loaders_name_what_is_missing(programs, tmp_path):

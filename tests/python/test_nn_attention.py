@@ -411,9 +411,9 @@ def test_autocast_gives_the_autocast_dtype(variant, is_causal, dtype):
     assert all(
         p.grad.dtype == torch.float32 and p.grad.isfinite().all() for p in layer.parameters()
     )
-    # four roundings to the dtype one after the other, of numbers of order 10
+    # roundings of the projections, of the heads and of the output, one after the other
     expected = layer(x, x, x, padding, is_causal=is_causal)[0]
-    assert (out - expected).abs().max() <= 64 * torch.finfo(dtype).eps * expected.abs().max()
+    assert (out - expected).abs().max() <= 8 * torch.finfo(dtype).eps * expected.abs().max()
 
 
 def test_learned_beta_of_linear_variants_belongs_to_key_heads():

@@ -6,7 +6,6 @@ import subprocess
 
 import pytest
 import torch
-from kktorch.export import example_inputs, export_package
 from kktorch.nn import SmallViT, TimeSeriesClassifier, TokenClassifier
 from nn_cases import padding_mask, randomised, script_round_trip
 from torch.nn import functional as F
@@ -266,18 +265,6 @@ def test_exported_images_have_a_free_batch(variant):
     for batch in (1, 2, 5):
         images = torch.randn(batch, 3, 6, 4)
         torch.testing.assert_close(exported(images), model(images))
-
-
-@pytest.mark.parametrize("make", [token_model, image_model], ids=["tokens", "images"])
-def test_package(make, tmp_path):
-    """Ahead of time through AOTInductor; tests/python/test_examples.py has the series."""
-    model = randomised(make("bn"))
-    example = example_inputs(model)
-    package = export_package(model, example, tmp_path / "model.pt2")
-    loaded = torch._inductor.aoti_load_package(str(package))
-    for batch in (1, 5):
-        inputs = [torch.cat([part] * 3)[:batch] for part in example]
-        torch.testing.assert_close(loaded(*inputs), model(*inputs), rtol=0, atol=1e-6)
 
 
 # ---- errors -----------------------------------------------------------------------------------

@@ -6,6 +6,7 @@
 #include <torch/torch.h>
 
 #include <stdexcept>
+#include <thread>
 
 #include "csrc/attention/bn_formulas.h"
 #include "csrc/attention/bn_launch.h"
@@ -163,6 +164,41 @@ TEST_F(AttentionKernels, ResultsDoNotDependOnTheNumberOfThreads) {
         EXPECT_TRUE(results[0][i].equal(results[1][i]));
     }
   at::set_num_threads(threads);
+}
+
+// Callers may be threads of their own: what the kernels share is read only. ThreadSanitizer sees
+// these threads, not those of OpenMP.
+TEST_F(AttentionKernels, CallersInSeveralThreadsDoNotDisturbEachOther) {
+  const auto results_of = [](const Tensor& x, bool is_causal) {
+    const auto leaf = x.clone().requires_grad_();
+    const auto out =
+        attention_bn(leaf, leaf, leaf, {}, {}, {}, {}, 0.7, true, 0.1, "auto", is_causal);
+    const auto pooled = std::get<0>(token_pool(leaf, 3));
+    const auto grad = torch::autograd::grad({out.square().sum() + pooled.sum()}, {leaf})[0];
+    const auto decoded = [&] {
+      const torch::NoGradGuard no_grad;
+      auto keys = torch::zeros_like(x), values = torch::zeros_like(x);
+      auto length = torch::zeros({x.size(0)}, at::kLong);
+      auto mean = torch::zeros({x.size(0), x.size(1), x.size(3)}, x.options());
+      auto m2 = torch::zeros_like(mean);
+      return attention_bn_decode(x, x, x, keys, values, length, mean, m2);
+    }();
+    return std::vector<Tensor>{out.detach(), pooled.detach(), grad, decoded};
+  };
+  constexpr size_t kCallers = 4;
+  std::vector<Tensor> inputs;
+  std::vector<std::vector<Tensor>> expected, results(kCallers);
+  for (size_t i = 0; i < kCallers; ++i) {
+    inputs.push_back(torch::randn({2, 2, 40, 8}, at::kDouble));
+    expected.push_back(results_of(inputs[i], i % 2 == 1));
+  }
+  std::vector<std::thread> callers;
+  for (size_t i = 0; i < kCallers; ++i)
+    callers.emplace_back([&, i] { results[i] = results_of(inputs[i], i % 2 == 1); });
+  for (auto& caller : callers) caller.join();
+  for (size_t i = 0; i < kCallers; ++i)
+    for (size_t j = 0; j < expected[i].size(); ++j)
+      EXPECT_TRUE(results[i][j].equal(expected[i][j])) << i << " " << j;
 }
 
 TEST_F(AttentionKernels, MaterialisingPathAgreesWithTheFusedOne) {

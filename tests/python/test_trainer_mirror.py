@@ -114,6 +114,7 @@ def train(attention, options):
         ("softmax", {"norm": "layer"}, []),
         ("softmax", {"norm": "batch"}, []),
         ("bn", {"norm": "layer", "beta_mode": "per_head"}, ["--beta-mode", "per_head"]),
+        ("bnsh", {"norm": "layer"}, []),
     ],
 )
 def test_ten_steps_give_the_same_losses_and_weights(attention, options, flags, build_dir, tmp_path):

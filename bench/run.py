@@ -56,7 +56,7 @@ def main(argv: list[str] | None = None) -> int:
     document = root / "benchmarks.md" if arguments.out else _BENCH.parent / "docs/benchmarks.md"
     page.update(document, suite, everywhere)
     print(f"wrote {store} and {document}")
-    slower = comparison.fallen(measured, earlier)
+    slower = comparison.fallen(measured, earlier) if earlier else []
     for line in slower:
         print(f"bench: slower: {line}", file=sys.stderr)
     return 2 if slower else 0

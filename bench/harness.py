@@ -16,7 +16,9 @@ from typing import Any
 import torch
 
 TOTAL = "total"  # all phases of a step
-_SAMPLE_SECONDS = 0.02  # a shorter step is repeated within a round until it fills this time
+SAMPLE_SECONDS = 0.02  # a shorter step is repeated within a round until it fills this time
+CASE_SECONDS = 300  # a case that would take longer runs fewer rounds, not below _FEWEST_ROUNDS
+_FEWEST_ROUNDS = 6  # fewer give no 95 % interval
 
 
 @dataclass(frozen=True)
@@ -44,8 +46,10 @@ class Case:
     subject: Contender
     peers: list[Contender]
     check: Callable[[list[Contender]], dict]  # the gate: errors of each, or GateError
-    flops: dict[str, float]  # per phase
+    work: dict[str, float]  # per phase, in the unit of the ceiling: FLOP or bytes
     notes: dict[str, str] = field(default_factory=dict)
+    # Peer -> its time over the subject's, if time followed the number of operations.
+    expected: dict[str, float] = field(default_factory=dict)
 
 
 class GateError(Exception):
@@ -53,7 +57,7 @@ class GateError(Exception):
 
 
 def run_case(case: Case, rounds: int, peak: float) -> dict:
-    """Gate first, then ``rounds`` rounds. ``peak`` is the ceiling in FLOP/s.
+    """Gate first, then at most ``rounds`` rounds. ``peak`` is the ceiling in work per second.
 
     Returns:
         Medians of seconds per contender and phase; per peer and phase the median of the paired
@@ -76,11 +80,11 @@ def run_case(case: Case, rounds: int, peak: float) -> dict:
         name: {phase: _short(statistics.median(values)) for phase, values in phases.items()}
         for name, phases in samples.items()
     }
-    flops = case.flops | {TOTAL: sum(case.flops.values())}
+    work = case.work | {TOTAL: sum(case.work.values())}
     return {
         "key": case.key,
         "notes": case.notes,
-        "rounds": rounds,
+        "rounds": len(ours[TOTAL]),
         "errors": errors,
         "seconds": seconds,
         "ratios": {
@@ -90,20 +94,24 @@ def run_case(case: Case, rounds: int, peak: float) -> dict:
             for peer in runnable
         },
         "peak_percent": {
-            phase: _short(100 * flops[phase] / time_taken / peak)
+            phase: _short(100 * work[phase] / time_taken / peak)
             for phase, time_taken in seconds[case.subject.name].items()
         },
+        "expected": {name: _short(ratio) for name, ratio in case.expected.items()},
         "missing": missing,
     }
 
 
 def measure(contenders: list[Contender], rounds: int) -> dict[str, dict[str, list[float]]]:
     """Seconds per contender and phase, one value per round."""
-    repeats = {}
+    repeats, round_seconds = {}, 0.0
     for contender in contenders:
-        contender.step()  # warm: code paths, compilation, caches
-        seconds = min(contender.step()[TOTAL] for _ in range(2))
-        repeats[contender.name] = max(1, min(1000, math.ceil(_SAMPLE_SECONDS / seconds)))
+        seconds = contender.step()[TOTAL]  # warm: code paths, compilation, caches
+        if seconds < 1:
+            seconds = min(contender.step()[TOTAL] for _ in range(2))
+        repeats[contender.name] = max(1, min(1000, math.ceil(SAMPLE_SECONDS / seconds)))
+        round_seconds += repeats[contender.name] * seconds
+    rounds = min(rounds, max(_FEWEST_ROUNDS, int(CASE_SECONDS / round_seconds)))
     samples = {contender.name: {} for contender in contenders}
     gc.collect()
     gc.disable()
@@ -139,9 +147,26 @@ def fma_peak(dtype: torch.dtype) -> float:
     best = 0.0
     for size in (1024, 2048, 3072):
         a, b = torch.randn(2, size, size, dtype=torch.float32).to(dtype)
-        product = Contender("mm", {"mm": lambda _, a=a, b=b: a @ b})
-        best = max(best, *(2 * size**3 / product.step()[TOTAL] for _ in range(6)))
+        best = max(best, _best_rate(lambda _, a=a, b=b: a @ b, 2 * size**3))
     return best
+
+
+def read_bandwidth(dtype: torch.dtype) -> float:
+    """The ceiling in bytes/s: the best rate at which 512 MiB of float32 are summed, or multiplied
+    as a matrix with a vector, by all threads. Of memory, whatever ``dtype`` lies there."""
+    matrix = torch.ones(2**13, 2**14)
+    vector, size = torch.ones(2**14), 4 * 2**27
+    return max(
+        _best_rate(lambda _: matrix.sum(), size), _best_rate(lambda _: matrix @ vector, size)
+    )
+
+
+CEILINGS = {"FLOP/s": fma_peak, "B/s": read_bandwidth}
+
+
+def _best_rate(function: Callable[[Any], Any], work: float) -> float:
+    contender = Contender("ceiling", {TOTAL: function})
+    return max(work / contender.step()[TOTAL] for _ in range(6))
 
 
 def _short(value: float) -> float:

@@ -1,4 +1,5 @@
-"""Peak memory of one step, in a process of its own (arguments: SUITE NAME SHAPE THREADS).
+"""Peak memory of one step, in a process of its own (arguments: SUITE NAME SHAPE DTYPE VARIANT
+THREADS).
 
 The peak is the high-water mark of the resident set during the step, above what is resident before
 it: interpreter, libraries and inputs. Outputs, gradients and everything between are in it.
@@ -16,30 +17,38 @@ import torch
 _ROOT = Path(__file__).resolve().parents[1]
 
 
-def peak_bytes(suite: str, name: str, shape: str, threads: int) -> int:
-    """Peak of one step of the contender ``name`` of a suite, measured in a child process.
+def peak_bytes(suite: str, name: str, key: tuple[str, str, str], threads: int) -> int:
+    """Peak of one step of the contender ``name`` of a case, measured in a child process.
+
+    Args:
+        key: shape, dtype and variant of the case.
 
     Raises:
         RuntimeError: the child failed; its message is passed on.
     """
-    command = [sys.executable, __file__, suite, name, shape, str(threads)]
+    command = [sys.executable, __file__, suite, name, *key, str(threads)]
     environment = os.environ | {"PYTHONPATH": str(_ROOT / "python")}
     child = subprocess.run(command, env=environment, capture_output=True, text=True)
     if child.returncode:
         reason = child.stderr.strip().splitlines()[-1:] or [f"exit status {child.returncode}"]
-        raise RuntimeError(f"peak memory of {name}, {shape}: {reason[0]}")
+        raise RuntimeError(f"peak memory of {name}, {' '.join(key)}: {reason[0]}")
     return int(child.stdout)
 
 
-def main(suite: str, name: str, shape: str, threads: str) -> None:
+def main(suite: str, name: str, shape: str, dtype: str, variant: str, threads: str) -> None:
     torch.set_num_threads(int(threads))
     module = importlib.import_module(f"suites.{suite.lower()}")
+
+    def contender(of_shape):
+        case = module.case(of_shape, dtype, variant)
+        return {each.name: each for each in (case.subject, *case.peers)}[name]
+
     # A small step first, so that code and thread pools are loaded and not counted.
-    module.memory_contender(name, module.QUICK_MEMORY_SHAPES[0]).step()
-    contender = module.memory_contender(name, shape)
+    contender(module.shapes(variant, quick=True)[0]).step()
+    measured = contender(shape)
     Path("/proc/self/clear_refs").write_text("5")  # starts the high-water mark anew
     before = _status("VmRSS")
-    contender.step()
+    measured.step()
     print(_status("VmHWM") - before)
 
 

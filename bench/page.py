@@ -1,18 +1,18 @@
 """Results as Markdown tables and plots, between the markers of a page.
 
 A suite's docstring explains its tables. It names its SUBJECT, its MAIN_PEER (shown phase by phase),
-its PRICE (a contender that does less, so the ratio is read the other way round), and the key fields
-that make tables and rows.
+its PRICE (a contender that computes another function, so the ratio is read the other way round),
+the key fields that make tables and rows, and its PLOTS.
 """
 
-import math
+import itertools
 import os
 import statistics
 from pathlib import Path
 
+import plots
 from harness import TOTAL
 from kktorch._files import write_text, write_whole
-from matplotlib.figure import Figure
 
 SKELETON = """# Benchmarks
 
@@ -21,8 +21,8 @@ Written by `bench/run.py`; text between markers is replaced when a suite is run.
 Every comparison passes a correctness gate first. Implementations run interleaved in one process,
 with the same threads. A ratio is the time of the other implementation over that of kktorch: above 1
 kktorch is faster. It is the median over rounds of the ratios within a round, with a 95 % interval
-in brackets (order statistics). The ceiling is the best rate of a large matrix product in the same
-precision on the same machine.
+in brackets (order statistics). The ceiling is measured on the same machine: the best rate of a
+large matrix product in the same precision, or of reading memory where a suite says so.
 """
 
 
@@ -49,18 +49,31 @@ def _machine(page, suite, folder, result):
     parts = [f"### {machine['cpu']}, {machine['threads']} threads", "; ".join(facts) + "."]
     groups = {}
     for case in result["cases"]:
-        groups.setdefault(tuple(case["key"][name] for name in suite.GROUPS), []).append(case)
+        groups.setdefault(_group(suite, case), []).append(case)
+    memory = {}
+    for row in result["memory"]:
+        memory.setdefault(_group(suite, row), []).append(row)
     if groups:
-        peaks = (f"{dtype} {peak / 1e9:.0f} GF/s" for dtype, peak in result["peaks"].items())
-        parts.append(f"Ceiling: {', '.join(peaks)}.")
-        plot = folder / f"{suite.NAME}.svg"
-        _plot(plot, suite, groups)
-        parts.append(f"![Ratios to {suite.MAIN_PEER}]({os.path.relpath(plot, page.parent)})")
+        rates = (f"{dtype} {p / 1e9:.0f} G{suite.CEILING}" for dtype, p in result["peaks"].items())
+        parts.append(f"Ceiling: {', '.join(rates)}.")
+        parts += [_plot(page, folder, suite, plot, groups, result) for plot in suite.PLOTS]
     for group, cases in groups.items():
         parts += [f"#### {', '.join(group)}", _table(suite, cases)]
-    if result["memory"]:
-        parts += ["#### Peak memory of one step, without its inputs", _memory(suite, result)]
+    for group, rows in memory.items():
+        parts += [f"#### {', '.join(group)}: peak memory of one step, without its inputs"]
+        parts.append(_memory(suite, rows))
     return "\n\n".join(parts)
+
+
+def _group(suite, row):
+    return tuple(row["key"][name] for name in suite.GROUPS)
+
+
+def _plot(page, folder, suite, plot, groups, result):
+    path = folder / f"{suite.NAME}-{plot}.svg"
+    figure = plots.draw(plot, suite, groups, result["memory"])
+    write_whole(path, lambda file: figure.savefig(file, format="svg", metadata={"Date": None}))
+    return f"![{suite.NAME}: {plot}]({os.path.relpath(path, page.parent)})"
 
 
 def _table(suite, cases):
@@ -68,21 +81,25 @@ def _table(suite, cases):
     peers = [peer for case in cases for peer in (*case["ratios"], *case["missing"])]
     others = [peer for peer in dict.fromkeys(peers) if peer not in (suite.MAIN_PEER, suite.PRICE)]
     phases = list(cases[0]["peak_percent"])
+    main = [(suite.MAIN_PEER, phase) for phase in phases]
+    columns = main + [(peer, TOTAL) for peer in others]
+    expected = sorted({peer for case in cases for peer in case["expected"]})
     header = [suite.ROW, f"{suite.SUBJECT} [ms]: {' / '.join(phases)}", "of ceiling"]
-    header += [f"{suite.MAIN_PEER}: {phase}" for phase in phases]
-    header += [f"{peer}: {TOTAL}" for peer in others]
+    header += [f"{peer}: {phase}" for peer, phase in columns] + ["best peer"]
     header += [f"price: {suite.SUBJECT} / {suite.PRICE}"]
+    header += [f"by operations: {suite.SUBJECT} / {peer}" for peer in expected]
     rows = []
     for case in cases:
         times = case["seconds"][suite.SUBJECT]
         row = [case["key"][suite.ROW], " / ".join(f"{1e3 * times[phase]:.3g}" for phase in phases)]
         row += [f"{case['peak_percent'][TOTAL]:.0f} %"]
-        row += [_ratio(case, suite.MAIN_PEER, phase) for phase in phases]
-        row += [_ratio(case, peer, TOTAL) for peer in others]
-        rows.append([*row, _ratio(case, suite.PRICE, TOTAL, inverse=True)])
-    means = [_mean(cases, suite.MAIN_PEER, phase) for phase in phases]
-    means += [_mean(cases, peer, TOTAL) for peer in others]
-    rows.append(["geometric mean", "", "", *means, _mean(cases, suite.PRICE, TOTAL, inverse=True)])
+        row += [_ratio(case, peer, phase) for peer, phase in columns]
+        row += [f"{_best(suite, case):.2f}", _ratio(case, suite.PRICE, TOTAL, inverse=True)]
+        rows.append(row + [f"{1 / case['expected'][peer]:.3f}" for peer in expected])
+    means = [_mean(_medians(cases, peer, phase)) for peer, phase in columns]
+    means += [_mean([_best(suite, case) for case in cases])]
+    means += [_mean([1 / ratio for ratio in _medians(cases, suite.PRICE, TOTAL)])]
+    rows.append(["geometric mean", "", "", *means, *("" for _ in expected)])
     notes = dict.fromkeys(f"{k}: {v}" for case in cases for k, v in case["notes"].items())
     missing = dict.fromkeys(
         f"{k} missing: {v}" for case in cases for k, v in case["missing"].items()
@@ -101,69 +118,41 @@ def _errors(cases):
     return f"largest relative error against float64: {', '.join(texts)}"
 
 
+def _best(suite, case):
+    """The smallest ratio to a peer that computes the same function."""
+    return min(r[TOTAL]["median"] for peer, r in case["ratios"].items() if peer != suite.PRICE)
+
+
 def _ratio(case, peer, phase, inverse=False):
-    if peer in case["missing"]:
-        return "missing"
+    if peer not in case["ratios"]:
+        return "missing" if peer in case["missing"] else "–"
     median, low, high = (case["ratios"][peer][phase][key] for key in ("median", "low", "high"))
     if inverse:
         median, low, high = 1 / median, high and 1 / high, low and 1 / low
     return f"{median:.2f}" + (f" [{low:.2f}, {high:.2f}]" if low else "")
 
 
-def _mean(cases, peer, phase, inverse=False):
-    logs = [
-        math.log(case["ratios"][peer][phase]["median"]) for case in cases if peer in case["ratios"]
-    ]
-    if not logs:
-        return "missing"
-    return f"**{math.exp(statistics.mean(logs) * (-1 if inverse else 1)):.2f}**"
+def _medians(cases, peer, phase):
+    return [case["ratios"][peer][phase]["median"] for case in cases if peer in case["ratios"]]
 
 
-def _memory(suite, result):
+def _mean(values):
+    return f"**{statistics.geometric_mean(values):.2f}**" if values else "missing"
+
+
+def _memory(suite, rows):
     """MiB of every contender, and the subject's multiple of the price contender."""
-    shapes = result["memory"]
-    names = list(next(iter(shapes.values())))
+    names = list(dict.fromkeys(itertools.chain.from_iterable(row["peaks"] for row in rows)))
     header = [suite.ROW, *(f"{name} [MiB]" for name in names)]
-    rows = [
-        [shape, *(f"{peaks[name] / 2**20:.0f}" for name in names)]
-        + [f"{peaks[suite.SUBJECT] / peaks[suite.PRICE]:.2f}"]
-        for shape, peaks in shapes.items()
-    ]
-    return _markdown([*header, f"{suite.SUBJECT} / {suite.PRICE}"], rows)
+    lines = []
+    for row in rows:
+        peaks = row["peaks"]
+        cells = [f"{peaks[name] / 2**20:.0f}" if name in peaks else "–" for name in names]
+        price = f"{peaks[suite.SUBJECT] / max(peaks[suite.PRICE], 1):.2f}"
+        lines.append([row["key"][suite.ROW], *cells, price])
+    return _markdown([*header, f"{suite.SUBJECT} / {suite.PRICE}"], lines)
 
 
 def _markdown(header, rows):
     lines = [header, ["---"] + ["---:"] * (len(header) - 1), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def _plot(path, suite, groups):
-    """A panel per group: the ratio to MAIN_PEER of every case and phase, with its interval."""
-    columns = min(2, len(groups))
-    rows = math.ceil(len(groups) / columns)
-    figure = Figure(figsize=(6.5 * columns, 3.4 * rows), layout="constrained")
-    axes = figure.subplots(rows, columns, squeeze=False, sharey=True).ravel()
-    for axis, (group, cases) in zip(axes, groups.items(), strict=False):
-        axis.axhline(1, color="0.4", linewidth=1)
-        phases = list(cases[0]["peak_percent"])
-        for number, phase in enumerate(phases):
-            shift = 0.16 * (number - (len(phases) - 1) / 2)
-            points = [
-                (place + shift, case["ratios"][suite.MAIN_PEER][phase])
-                for place, case in enumerate(cases)
-                if suite.MAIN_PEER in case["ratios"]
-            ]
-            places, ratios = zip(*points, strict=True)
-            (dots,) = axis.plot(places, [ratio["median"] for ratio in ratios], "o", label=phase)
-            for place, ratio in points:
-                if ratio["low"]:
-                    axis.vlines(place, ratio["low"], ratio["high"], color=dots.get_color())
-        names = [case["key"][suite.ROW] for case in cases]
-        axis.set_xticks(range(len(cases)), names, rotation=25, ha="right", fontsize=8)
-        axis.set_ylim(bottom=0)
-        axis.grid(axis="y", alpha=0.3)
-        axis.set_title(", ".join(group))
-    figure.supylabel(f"time of {suite.MAIN_PEER} / time of {suite.SUBJECT}")
-    figure.supxlabel(suite.ROW)
-    axes[0].legend(frameon=False)
-    write_whole(path, lambda file: figure.savefig(file, format="svg", metadata={"Date": None}))

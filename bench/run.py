@@ -2,12 +2,14 @@
 
 Results of a machine go to `bench/results/<machine>/<suite>.json`; a later run on the same machine
 and versions replaces the cases that it measures and keeps the others. `docs/benchmarks.md` is
-rendered from the results of all machines.
+rendered from the results of all machines. With `--compare STORED.json` the exit status is 2 if a
+ratio has fallen by more than 10 % against those stored there.
 """
 
 import argparse
 import importlib
 import json
+import math
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,11 +17,12 @@ from pathlib import Path
 _BENCH = Path(__file__).resolve().parent
 sys.path.insert(0, str(_BENCH.parent / "python"))
 
+import comparison  # noqa: E402
 import machine  # noqa: E402
 import memory  # noqa: E402
 import page  # noqa: E402
 import torch  # noqa: E402
-from harness import TOTAL, GateError, fma_peak, run_case  # noqa: E402
+from harness import CASE_SECONDS, CEILINGS, SAMPLE_SECONDS, TOTAL, GateError, run_case  # noqa: E402
 from kktorch._files import write_text  # noqa: E402
 
 
@@ -34,10 +37,14 @@ def main(argv: list[str] | None = None) -> int:
     root = arguments.out or _BENCH / "results"
     store = root / machine.slug(here) / f"{suite.NAME}.json"
     result = _stored(store, here)
+    # Read first: it may be the file that is written below.
+    earlier = json.loads(arguments.compare.read_text())["cases"] if arguments.compare else []
+    measured = []
     measure = _measure_memory if arguments.memory else _measure_time
     try:
         # Stored after every row: a run that is cut short keeps its part.
-        for _ in measure(suite, arguments, result):
+        for row in measure(suite, arguments, result):
+            measured.append(row)
             write_text(store, json.dumps(result, indent=1) + "\n")
     except (GateError, RuntimeError, ValueError) as error:
         print(f"bench: {error}", file=sys.stderr)
@@ -49,12 +56,15 @@ def main(argv: list[str] | None = None) -> int:
     document = root / "benchmarks.md" if arguments.out else _BENCH.parent / "docs/benchmarks.md"
     page.update(document, suite, everywhere)
     print(f"wrote {store} and {document}")
-    return 0
+    slower = comparison.fallen(measured, earlier) if earlier else []
+    for line in slower:
+        print(f"bench: slower: {line}", file=sys.stderr)
+    return 2 if slower else 0
 
 
 def _parse(argv):
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    suites = sorted(path.stem.upper() for path in (_BENCH / "suites").glob("b*.py"))
+    suites = sorted(path.stem.upper() for path in (_BENCH / "suites").glob("*.py"))
     parser.add_argument("--suite", required=True, choices=suites)
     comma = {"type": lambda text: text.split(","), "metavar": "A,B"}
     parser.add_argument("--shapes", **comma, help="default: those of the suite")
@@ -63,11 +73,14 @@ def _parse(argv):
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--threads", type=int, help="default: as torch chooses")
     parser.add_argument("--memory", action="store_true", help="peak memory instead of time")
+    parser.add_argument("--compare", type=Path, metavar="STORED.json", help="an earlier result")
     parser.add_argument("--quick", action="store_true", help="tiny shapes: shows that all works")
     parser.add_argument("--out", type=Path, help="folder for results and page; default: the tree's")
     arguments = parser.parse_args(argv)
     if arguments.quick and not arguments.out:
         parser.error("--quick measures nothing worth keeping: it needs --out")
+    if arguments.memory and arguments.compare:
+        parser.error("--compare is about times: it excludes --memory")
     return arguments
 
 
@@ -75,35 +88,68 @@ def _stored(store: Path, here: dict) -> dict:
     """What an earlier run left, if it was made by the same machine and software."""
     if store.is_file() and (earlier := json.loads(store.read_text()))["machine"] == here:
         return earlier
-    return {"machine": here, "peaks": {}, "cases": [], "memory": {}}
+    return {"machine": here, "peaks": {}, "cases": [], "memory": []}
 
 
-def _measure_memory(suite, arguments, result) -> Iterator[None]:
-    """Adds peak memory per shape and contender to ``result``; yields after every shape."""
-    shapes = suite.QUICK_MEMORY_SHAPES if arguments.quick else suite.MEMORY_SHAPES
-    for shape in arguments.shapes or shapes:
+def _measure_memory(suite, arguments, result) -> Iterator[dict]:
+    """Adds or replaces the peak memory of the chosen cases; yields after every case."""
+    rows = {tuple(row["key"].values()): row for row in result["memory"]}
+    for key in _keys(suite, arguments):
+        # A compiler's own memory would be in the peak of what it compiles.
+        peers = (name for name in suite.peers(key[0], key[2]) if not name.startswith("compile("))
         peaks = {
-            name: memory.peak_bytes(suite.NAME, name, shape, torch.get_num_threads())
-            for name in suite.MEMORY_CONTENDERS
+            name: memory.peak_bytes(suite.NAME, name, key, torch.get_num_threads())
+            for name in (suite.SUBJECT, *peers)
         }
-        result["memory"][shape] = peaks
-        print(shape, ", ".join(f"{name} {peak / 2**20:.0f} MiB" for name, peak in peaks.items()))
-        yield
+        row = {"key": dict(zip(("shape", "dtype", "variant"), key, strict=True)), "peaks": peaks}
+        rows[key] = row
+        result["memory"] = list(rows.values())
+        peaks_text = ", ".join(f"{name} {peak / 2**20:.0f} MiB" for name, peak in peaks.items())
+        print(f"{' '.join(key):40} {peaks_text}", flush=True)
+        yield row
 
 
-def _measure_time(suite, arguments, result) -> Iterator[None]:
+def _measure_time(suite, arguments, result) -> Iterator[dict]:
     """Adds or replaces the chosen cases in ``result``; yields after every case."""
-    shapes = arguments.shapes or (suite.QUICK_SHAPES if arguments.quick else suite.SHAPES)
-    dtypes = _chosen("--dtype", arguments.dtype, suite.DTYPES)
-    variants = _chosen("--variants", arguments.variants, suite.VARIANTS)
-    result["peaks"] |= {name: fma_peak(suite.DTYPES[name]) for name in dtypes}
+    keys = _keys(suite, arguments)
+    ceiling = CEILINGS[suite.CEILING]
+    for name in dict.fromkeys(dtype for _, dtype, _ in keys):
+        result["peaks"][name] = ceiling(suite.DTYPES[name])
+    minutes = _estimate(suite, keys, arguments.rounds, result["peaks"]) / 60
+    print(f"{len(keys)} cases, about {math.ceil(minutes)} min", flush=True)
     rows = {tuple(row["key"].values()): row for row in result["cases"]}
-    for case in suite.cases(shapes, dtypes, variants):
-        row = run_case(case, arguments.rounds, result["peaks"][case.key["dtype"]])
-        rows[tuple(case.key.values())] = row
+    for key in keys:
+        row = run_case(suite.case(*key), arguments.rounds, result["peaks"][key[1]])
+        rows[key] = row
         result["cases"] = list(rows.values())
         _print(suite, row)
-        yield
+        yield row
+
+
+def _keys(suite, arguments) -> list[tuple[str, str, str]]:
+    """Shape, dtype and variant of the chosen cases."""
+    dtypes = _chosen("--dtype", arguments.dtype, suite.DTYPES)
+    variants = _chosen("--variants", arguments.variants, suite.VARIANTS)
+    return [
+        (shape, dtype, variant)
+        for dtype in dtypes
+        for variant in variants
+        for shape in arguments.shapes or suite.shapes(variant, arguments.quick)
+    ]
+
+
+def _estimate(suite, keys, rounds: int, peaks: dict[str, float]) -> float:
+    """Seconds of a run, as on a machine where every contender reaches half of the ceiling."""
+    compilation, other = 30, 2  # seconds per compiled contender, and per case for gate and inputs
+    seconds = 0.0
+    for shape, dtype, variant in keys:
+        peers = suite.peers(shape, variant)
+        step = sum(suite.work(shape, variant).values()) / (0.5 * peaks[dtype])
+        # The warm-up takes some more rounds, and a round of short steps a minimum of time.
+        seconds += min(CASE_SECONDS, (1 + len(peers)) * rounds * max(step, SAMPLE_SECONDS))
+        seconds += 5 * (1 + len(peers)) * step + other
+        seconds += compilation * sum(name.startswith("compile(") for name in peers)
+    return seconds
 
 
 def _chosen(option, names, known) -> list[str]:

@@ -141,13 +141,17 @@ FourTensors forward_meta(const Forward& a) {
           at::empty({a.dropout_p > 0 ? 2 : 0}, acc.dtype(at::kLong))};
 }
 
-FourTensors backward_meta(const Backward& a) {
+void check_backward(const Backward& a) {
   check_private(a);
   TORCH_CHECK(a.grad_out.sym_sizes() == a.out.sym_sizes() &&
                   a.grad_out.scalar_type() == a.out.scalar_type(),
               "_attention_bn_backward: expected grad_out of shape ", a.out.sym_sizes(),
               " and dtype ", a.out.scalar_type(), ", but got ", a.grad_out.sym_sizes(), " and ",
               a.grad_out.scalar_type());
+}
+
+FourTensors backward_meta(const Backward& a) {
+  check_backward(a);
   const auto like = [](const Tensor& t, bool wanted) {
     return wanted ? detail::empty_heads_last(t.sym_sizes(), t.options())
                   : at::empty({0}, t.options());
@@ -188,27 +192,29 @@ FourTensors zeroed(FourTensors tensors) {
   return tensors;
 }
 
+// The results of Meta are made only where they are wanted: memory that is taken and not used would
+// be the memory that the next tensors get without page faults.
+
 FourTensors forward_kernel(const Forward& a) {
-  auto empty = forward_meta(a);
+  check_private(a);
   const auto problem = make_problem(a);
-  if (detail::is_trivial(problem)) return zeroed(empty);
+  if (detail::is_trivial(problem)) return zeroed(forward_meta(a));
   const auto result = detail::attention_backend(problem).forward(problem);
   return {result.out, result.logsumexp, result.statistics, result.rng_state};
 }
 
 FourTensors backward_kernel(const Backward& a) {
-  auto result = backward_meta(a);
+  check_backward(a);
   const auto problem = make_problem(a);
-  if (detail::is_trivial(problem)) return zeroed(result);
+  if (detail::is_trivial(problem)) return zeroed(backward_meta(a));
   const auto grads = detail::attention_backend(problem).backward(
       problem, {a.out, a.logsumexp, a.stats_saved, a.rng_state}, a.grad_out);
-  auto& [query, key, value, beta] = result;
-  if (a.output_mask[0]) query = grads.query;
-  if (a.output_mask[1]) key = grads.key;
-  if (a.output_mask[2]) value = grads.value;
-  if (a.beta && a.output_mask[3])
-    beta = grads.beta.sum_to_size(a.beta->sizes()).to(a.beta->scalar_type());
-  return result;
+  const auto none = [&] { return at::empty({0}, a.query.options()); };
+  const auto& wanted = a.output_mask;
+  return {wanted[0] ? grads.query : none(), wanted[1] ? grads.key : none(),
+          wanted[2] ? grads.value : none(),
+          a.beta && wanted[3] ? grads.beta.sum_to_size(a.beta->sizes()).to(a.beta->scalar_type())
+                              : none()};
 }
 
 // ---- Autograd: dispatcher calls only, so compile and export can trace it ----

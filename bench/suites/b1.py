@@ -1,16 +1,23 @@
-"""Shapes are batch x heads x length x width, contiguous; a step is a forward with autograd and the
-backward of all inputs. Variants: `std` divides by the standard deviation, `no-std` does not (beta
-is 1 in both), `learned-beta` divides and has a parameter per head. `literal` is the formula as it
-stands, with T x T probabilities. `fold + SDPA` is the honest peer: the same function on the stock
-attention. `SDPA` is attention without BN; kktorch over it is the price of BN.
+"""Shapes are batch x heads x length x width, stored (batch, length, heads, width) as projections
+leave them; a step is a forward with autograd and the backward of all inputs. Variants: `std`
+divides by the standard deviation, `no-std` does not (beta is 1 in both), `learned-beta` divides and
+has a parameter per head; `padding` ignores up to half of the keys of every sample, `window` lets
+every query attend to a quarter of the keys around it (a boolean mask), `causal` has the statistics
+of the keys up to the query (eps 0.1). `literal` is the formula as it stands, with T x T
+probabilities. `fold + SDPA` is the honest peer: the same function on the stock attention. `SDPA` is
+attention without BN, under the same mask; kktorch over it is the price of BN. These two run
+everywhere; the literal and the compiled peers for `std` only, and up to a length of 4096. The
+variants besides `std` run on three of the shapes.
 """
 
-import itertools
+import dataclasses
+import functools
 
+import attention
 import kktorch
 import torch
 import torch.nn.functional as F
-from harness import Case, Contender, GateError
+from harness import Case
 
 NAME = "B1"
 TITLE = "B1: Attention-BN"
@@ -19,173 +26,169 @@ MAIN_PEER = "fold + SDPA"
 PRICE = "SDPA"  # computes another function: the attention without BN
 GROUPS = ["dtype", "variant"]  # a table each
 ROW = "shape"
-SHAPES = [
-    "64x3x197x64",
-    "16x12x197x64",
-    "16x8x96x64",
-    "16x8x512x64",
-    "8x8x1751x32",
-    "4x8x1024x64",
-    "2x8x2048x64",
-    "1x8x4096x128",
-    "1x3x197x64",
-]
-QUICK_SHAPES = ["2x2x33x16", "1x2x64x32"]
-MEMORY_SHAPES = ["1x8x4096x64", "1x8x8192x64", "1x8x16384x64"]
-QUICK_MEMORY_SHAPES = ["1x2x512x32", "1x2x1024x32"]
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-# variant -> (use_std, is beta a learned parameter per head)
-VARIANTS = {"std": (True, False), "no-std": (False, False), "learned-beta": (True, True)}
-_EPS = 1e-5
-# What an implementation may add to twice the error of the literal formula in the same dtype,
-# relative to the largest entry: rounding of the operands that another order of operations costs.
-_ALLOWED = {torch.float32: 1e-5, torch.bfloat16: 1e-3}
+CEILING = "FLOP/s"
+PLOTS = ["ratios", "ceiling"]
+DTYPES = attention.DTYPES
 
 
-def cases(shapes: list[str], dtypes: list[str], variants: list[str]):
-    """Every case, built when its turn comes."""
-    for dtype in dtypes:
-        for variant in variants:
-            for shape in shapes:
-                yield _case(shape, dtype, variant)
+@dataclasses.dataclass(frozen=True)
+class Variant:
+    use_std: bool = True
+    learned_beta: bool = False
+    mask: str | None = None  # "padding", "window" or "causal"
 
 
-def memory_contender(name: str, shape: str) -> Contender:
-    """What is run for its peak memory: float32, standard deviation on, beta fixed."""
-    functions = {SUBJECT: _kktorch, MAIN_PEER: _fold_sdpa, PRICE: _sdpa}
-    inputs = _inputs(shape, torch.float32, learned=False)
-    return _contender(name, functions[name], inputs, use_std=True)
+VARIANTS = {
+    "std": Variant(),
+    "no-std": Variant(use_std=False),
+    "learned-beta": Variant(learned_beta=True),
+    "padding": Variant(mask="padding"),
+    "window": Variant(mask="window"),
+    "causal": Variant(mask="causal"),
+}
 
 
-MEMORY_CONTENDERS = [SUBJECT, MAIN_PEER, PRICE]
+@dataclasses.dataclass(frozen=True)
+class Problem:
+    use_std: bool
+    eps: float
+    padding: torch.Tensor | None  # [B, T], True = ignore
+    window: torch.Tensor | None  # [T, T], True = may attend
+    causal: bool
+
+    def at(self, sample: int, head: int) -> "Problem":
+        if self.padding is None:
+            return self
+        return dataclasses.replace(self, padding=self.padding[sample : sample + 1])
+
+    @property
+    def visible(self) -> torch.Tensor | None:
+        """The mask of keys for SDPA, which has the causal one as a flag."""
+        return self.window if self.padding is None else ~self.padding[:, None, None]
 
 
-def _literal(q, k, v, beta, use_std):
-    """The formula of the paper as it stands: normalise queries and keys, T x T probabilities."""
-    mean = k.mean(-2, keepdim=True)
-    r = (k.var(-2, correction=0, keepdim=True) + _EPS).rsqrt() if use_std else 1
-    logits = ((q - beta * mean) * r) @ ((k - beta * mean) * r).transpose(-1, -2)
-    return (logits * q.shape[-1] ** -0.5).softmax(-1) @ v
+def shapes(variant: str, quick: bool) -> list[str]:
+    if quick:
+        return attention.QUICK_SHAPES
+    return attention.SHAPES if variant == "std" else attention.FEW_SHAPES
 
 
-def _fold_sdpa(q, k, v, beta, use_std):
-    """The same function: the key's mean cancels in the softmax, all of BN moves into the query."""
-    mean = k.mean(-2, keepdim=True)
-    a = 1 / (k.var(-2, correction=0, keepdim=True) + _EPS) if use_std else 1
-    return F.scaled_dot_product_attention((q - beta * mean) * a, k, v)
+def peers(shape: str, variant: str) -> list[str]:
+    names = [MAIN_PEER, PRICE]
+    if variant == "std" and attention.length(shape) <= attention.LONGEST:
+        names += [f"compile({MAIN_PEER})", "literal", "compile(literal)"]
+    return names
 
 
-def _sdpa(q, k, v, beta, use_std):
-    return F.scaled_dot_product_attention(q, k, v)
+def work(shape: str, variant: str) -> dict[str, float]:
+    """FLOP as without a mask: what a mask hides is computed by none of the implementations, or by
+    all, as they choose. Causal attention needs half."""
+    return attention.flops(shape, 0.5 if VARIANTS[variant].mask == "causal" else 1)
 
 
-def _kktorch(q, k, v, beta, use_std):
-    if not torch.is_tensor(beta):
-        return kktorch.attention_bn(q, k, v, beta_value=beta, use_std=use_std, eps=_EPS)
-    return kktorch.attention_bn(q, k, v, beta.flatten(), use_std=use_std, eps=_EPS)
-
-
-def _sizes(shape: str) -> list[int]:
-    sizes = [int(text) for text in shape.split("x") if text.isdecimal()]
-    if len(sizes) != 4 or 0 in sizes:
-        raise ValueError(f"{NAME}: expected a shape like 64x3x197x64, but got '{shape}'")
-    return sizes
-
-
-def _inputs(shape: str, dtype: torch.dtype, learned: bool) -> dict:
-    """q, k, v, beta (1.0, or a parameter [H, 1, 1]) and the gradient of the output."""
-    batch, heads, length, width = _sizes(shape)
-    generator = torch.Generator().manual_seed(1)
-    size = (4, batch, heads, length, width)
-    q, k, v, grad = torch.randn(size, generator=generator).to(dtype).unbind()
-    q, k, v = (tensor.clone().requires_grad_() for tensor in (q, k, v))
-    beta = torch.linspace(0.5, 1.0, heads, dtype=dtype)[:, None, None]
-    return {
-        "q": q, "k": k, "v": v, "beta": beta.requires_grad_() if learned else 1.0, "grad": grad
-    }  # fmt: skip
-
-
-def _contender(name: str, function, inputs: dict, use_std: bool) -> Contender:
-    q, k, v, beta, grad = inputs.values()
-    # The price is that of a layer without beta.
-    wanted = [q, k, v] if name == PRICE or not torch.is_tensor(beta) else [q, k, v, beta]
-
-    def forward(_):
-        return function(q, k, v, beta, use_std)
-
-    def backward(out):
-        return torch.autograd.grad(out, wanted, grad)
-
-    return Contender(name, {"forward": forward, "backward": backward})
-
-
-def _case(shape: str, dtype: str, variant: str) -> Case:
-    use_std, learned = VARIANTS[variant]
-    inputs = _inputs(shape, DTYPES[dtype], learned)
+def case(shape: str, dtype: str, variant: str) -> Case:
+    problem, tensors, grad = inputs(shape, DTYPES[dtype], VARIANTS[variant])
     torch._dynamo.reset()  # every shape is compiled for itself
-    functions = {
-        SUBJECT: _kktorch,
-        MAIN_PEER: _fold_sdpa,
-        "compile(fold + SDPA)": torch.compile(_fold_sdpa, dynamic=False),
-        "literal": _literal,
-        "compile(literal)": torch.compile(_literal, dynamic=False),
-        PRICE: _sdpa,
-    }
-    subject, *peers = (
-        _contender(name, function, inputs, use_std) for name, function in functions.items()
-    )
-    batch, heads, length, width = _sizes(shape)
-    product = 2 * batch * heads * length**2 * width  # FLOP of one T x T x D product
-    choice = torch._fused_sdp_choice(inputs["q"], inputs["k"], inputs["v"])
+    functions = {SUBJECT: _kktorch, MAIN_PEER: _fold_sdpa, "literal": _literal, PRICE: _sdpa}
+
+    def make(name: str):
+        plain = name.removeprefix("compile(").removesuffix(")")
+        function = functools.partial(functions[plain], problem=problem)
+        if plain != name:
+            function = torch.compile(function, dynamic=False)
+        # The price is that of a layer without beta.
+        wanted = {"q", "k", "v"} if name == PRICE else None
+        return attention.contender(name, function, tensors, grad, wanted)
+
     return Case(
         key={"shape": shape, "dtype": dtype, "variant": variant},
-        subject=subject,
-        peers=peers,
-        check=lambda contenders: _gate(contenders, inputs, use_std),
-        flops={"forward": 2 * product, "backward": 5 * product},
-        notes={"SDPA backend": torch.nn.attention.SDPBackend(choice).name},
+        subject=make(SUBJECT),
+        peers=[make(name) for name in peers(shape, variant)],
+        check=lambda contenders: attention.gate(
+            contenders, problem, tensors, grad, _literal, _fold_sdpa, {PRICE}
+        ),
+        work=work(shape, variant),
+        notes=attention.sdpa_backend(tensors),
     )
 
 
-def _gate(contenders: list[Contender], inputs: dict, use_std: bool) -> dict[str, dict[str, float]]:
-    """Largest error of output and gradients against the literal formula in float64.
-
-    Relative to the largest entry of each. The subject may make twice the error that the literal
-    formula makes in its own dtype, plus _ALLOWED; the errors of peers are recorded only.
-    """
-    expected = _exact(inputs, use_std)
-    errors = {}
-    for contender in contenders:
-        if contender.name == PRICE:
-            continue
-        out = contender.phases["forward"](None)
-        got = [out.detach(), *contender.phases["backward"](out)]
-        errors[contender.name] = {
-            name: float((a.double() - e).abs().max() / e.abs().max().clamp_min(1))
-            for (name, e), a in zip(expected.items(), got, strict=True)
-        }
-    for name, error in errors[SUBJECT].items():
-        allowed = 2 * errors["literal"][name] + _ALLOWED[inputs["q"].dtype]
-        if not error <= allowed:
-            raise GateError(
-                f"{SUBJECT}, {list(inputs['q'].shape)} {inputs['q'].dtype}: expected an error of "
-                f"{name} <= {allowed:.2g} against the float64 formula, but got {error:.2g}"
-            )
-    return errors
+def inputs(shape: str, dtype: torch.dtype, variant: Variant):
+    """Problem, tensors (beta is 1.0 or a parameter [H, 1, 1]) and gradient of the output."""
+    batch, heads, length, _ = attention.sizes(shape)
+    tensors, grad = attention.draw(shape, dtype)
+    beta = torch.linspace(0.5, 1.0, heads, dtype=dtype)[:, None, None]
+    tensors["beta"] = beta.requires_grad_() if variant.learned_beta else 1.0
+    place = torch.arange(length)
+    padding = window = None
+    if variant.mask == "padding":
+        valid = torch.linspace(length / 2, length, batch).round()
+        padding = place >= valid[:, None]
+    if variant.mask == "window":
+        window = (place[:, None] - place).abs() <= length // 8
+    causal = variant.mask == "causal"
+    # The first queries divide by the variance of a few keys, which may be tiny: results in float32
+    # could not be told apart from wrong ones.
+    problem = Problem(variant.use_std, 0.1 if causal else 1e-5, padding, window, causal)
+    return problem, tensors, grad
 
 
-def _exact(inputs: dict, use_std: bool) -> dict[str, torch.Tensor]:
-    """Output and gradients of the literal formula in float64, one (sample, head) at a time."""
-    leaves = {
-        name: tensor.detach().double().requires_grad_()
-        for name, tensor in inputs.items()
-        if torch.is_tensor(tensor) and tensor.requires_grad
-    }
-    out = torch.empty_like(leaves["q"], requires_grad=False)
-    for sample, head in itertools.product(*map(range, out.shape[:2])):
-        q, k, v = (leaves[name][sample, head] for name in "qkv")
-        beta = leaves["beta"][head] if "beta" in leaves else inputs["beta"]
-        part = _literal(q, k, v, beta, use_std)
-        part.backward(inputs["grad"][sample, head].double())
-        out[sample, head] = part.detach()
-    return {"out": out} | {name: leaf.grad for name, leaf in leaves.items()}
+def _statistics(k, problem):
+    """Mean and variance of the valid keys; causal: of the keys up to each query."""
+    if problem.causal:
+        count = torch.arange(1, k.shape[-2] + 1)[:, None]
+        x0 = k[..., :1, :].detach()
+        x = (k - x0).to(torch.promote_types(k.dtype, torch.float32))
+        m = x.cumsum(-2) / count
+        variance = (x.square().cumsum(-2) / count - m.square()).clamp_min(0)
+        return (x0 + m).to(k.dtype), variance.to(k.dtype)
+    if problem.padding is None:
+        return k.mean(-2, keepdim=True), k.var(-2, correction=0, keepdim=True)
+    valid = ~problem.padding[:, None, :, None]
+    count = valid.sum(-2, keepdim=True)
+    mean = (k * valid).sum(-2, keepdim=True) / count
+    return mean, ((k - mean).square() * valid).sum(-2, keepdim=True) / count
+
+
+def _literal(q, k, v, beta, problem):
+    """The formula of the paper as it stands: normalise queries and keys, T x T probabilities."""
+    mean, variance = _statistics(k, problem)
+    r = (variance + problem.eps).rsqrt() if problem.use_std else 1
+    centred, visible = (q - beta * mean) * r, problem.visible
+    if problem.causal:  # a mean and deviation per query, so that the keys are not the same for all
+        logits = (centred * r) @ k.transpose(-1, -2)
+        logits = logits - (centred * r * beta * mean).sum(-1, keepdim=True)
+        visible = torch.ones(logits.shape[-2:], dtype=torch.bool).tril()
+    else:
+        logits = centred @ ((k - beta * mean) * r).transpose(-1, -2)
+    logits = logits * q.shape[-1] ** -0.5
+    if visible is not None:
+        logits = logits.masked_fill(~visible, -torch.inf)
+    return logits.softmax(-1) @ v
+
+
+def _fold_sdpa(q, k, v, beta, problem):
+    """The same function: BN of the keys cancels in the softmax but for what the query takes."""
+    mean, variance = _statistics(k, problem)
+    a = 1 / (variance + problem.eps) if problem.use_std else 1
+    return _sdpa((q - beta * mean) * a, k, v, beta, problem)
+
+
+def _sdpa(q, k, v, beta, problem):
+    return F.scaled_dot_product_attention(
+        q, k, v, attn_mask=problem.visible, is_causal=problem.causal
+    )
+
+
+def _kktorch(q, k, v, beta, problem):
+    options = {"beta": beta.flatten()} if torch.is_tensor(beta) else {"beta_value": beta}
+    return kktorch.attention_bn(
+        q,
+        k,
+        v,
+        **options,
+        key_padding_mask=problem.padding,
+        attn_mask=problem.window,
+        use_std=problem.use_std,
+        eps=problem.eps,
+        is_causal=problem.causal,
+    )

@@ -1,6 +1,7 @@
 #include "ops/attention/head_groups.h"
 
 #include <ATen/ops/cat.h>
+#include <ATen/ops/split_with_sizes.h>
 
 #include <algorithm>
 #include <vector>
@@ -10,48 +11,68 @@ namespace {
 
 using at::Tensor;
 
-/// Consecutive key heads [begin, begin + count).
-struct Run {
-  int64_t begin, count;
+/// Runs of neighbouring key heads of one scale, in the order of the heads.
+struct Runs {
+  std::vector<int64_t> scales, counts;
 };
 
-struct ScaleRuns {
-  int64_t scale;
-  std::vector<Run> runs;
-};
-
-std::vector<ScaleRuns> sort_by_scale(at::IntArrayRef scales) {
-  std::vector<ScaleRuns> sorted;
-  for (int64_t h = 0; h < static_cast<int64_t>(scales.size()); ++h) {
-    const auto same = [&](const ScaleRuns& s) { return s.scale == scales[h]; };
-    auto found = std::find_if(sorted.begin(), sorted.end(), same);
-    if (found == sorted.end()) found = sorted.insert(sorted.end(), {scales[h], {}});
-    auto& runs = found->runs;
-    if (!runs.empty() && runs.back().begin + runs.back().count == h)
-      ++runs.back().count;
-    else
-      runs.push_back({h, 1});
+Runs runs_of(at::IntArrayRef scales) {
+  Runs runs;
+  for (const auto scale : scales) {
+    if (runs.scales.empty() || runs.scales.back() != scale) {
+      runs.scales.push_back(scale);
+      runs.counts.push_back(0);
+    }
+    ++runs.counts.back();
   }
-  return sorted;
+  return runs;
 }
 
-/// The entries of `runs` along `dim`, `width` per key head.
-Tensor take(const Tensor& t, int64_t dim, const std::vector<Run>& runs, int64_t width = 1) {
-  std::vector<Tensor> parts;
-  for (const auto& run : runs) parts.push_back(t.narrow(dim, run.begin * width, run.count * width));
+/// `t` cut along `dim`, into as many entries per key head as `width`. One split, whose gradient is
+/// one concatenation: that of a slice is a tensor of the full size, zero elsewhere, and these are
+/// added up.
+std::vector<Tensor> cut(const Tensor& t, int64_t dim, std::vector<int64_t> counts, int64_t width) {
+  if (counts.size() == 1) return {t};
+  for (auto& count : counts) count *= width;
+  return at::split_with_sizes(t, counts, dim);
+}
+
+template <typename T>
+std::vector<T> chosen(const std::vector<T>& from, const std::vector<size_t>& indices) {
+  std::vector<T> result;
+  for (const auto i : indices) result.push_back(from[i]);
+  return result;
+}
+
+Tensor join(const std::vector<Tensor>& parts, int64_t dim) {
   return parts.size() == 1 ? parts.front() : at::cat(parts, dim);
 }
 
-HeadGroup group_of(const HeadTensors& all, const ScaleRuns& s, int64_t G) {
-  HeadGroup group{{take(all.query, 1, s.runs, G), take(all.key, 1, s.runs),
-                   take(all.value, 1, s.runs), all.beta, all.attn_mask},
-                  s.scale};
-  if (all.beta && all.beta->dim() == 1 && all.beta->sym_size(0) == all.query.sym_size(1))
-    group.beta = take(*all.beta, 0, s.runs, G);
-  if (all.attn_mask && all.attn_mask->dim() == 4 && all.attn_mask->sym_size(1) != 1)
-    group.attn_mask = take(*all.attn_mask, 1, s.runs, G);
-  return group;
-}
+/// The tensors of all heads, cut into runs.
+struct RunTensors {
+  std::vector<Tensor> query, key, value, beta,
+      attn_mask;  // the last two may be empty: not per head
+
+  RunTensors(const HeadTensors& all, const Runs& runs, int64_t G)
+      : query(cut(all.query, 1, runs.counts, G)),
+        key(cut(all.key, 1, runs.counts, 1)),
+        value(cut(all.value, 1, runs.counts, 1)) {
+    if (all.beta && all.beta->dim() == 1 && all.beta->sym_size(0) == all.query.sym_size(1))
+      beta = cut(*all.beta, 0, runs.counts, G);
+    if (all.attn_mask && all.attn_mask->dim() == 4 && all.attn_mask->sym_size(1) != 1)
+      attn_mask = cut(*all.attn_mask, 1, runs.counts, G);
+  }
+
+  HeadGroup group(const HeadTensors& all, int64_t scale, const std::vector<size_t>& members) const {
+    const auto of = [&](const std::vector<Tensor>& parts, int64_t dim) {
+      return join(chosen(parts, members), dim);
+    };
+    HeadGroup group{{of(query, 1), of(key, 1), of(value, 1), all.beta, all.attn_mask}, scale};
+    if (!beta.empty()) group.beta = of(beta, 0);
+    if (!attn_mask.empty()) group.attn_mask = of(attn_mask, 1);
+    return group;
+  }
+};
 
 }  // namespace
 
@@ -83,17 +104,19 @@ Tensor for_each_scale(at::IntArrayRef scales, const HeadTensors& heads,
     return attend({heads, scales.front()});
   const int64_t Hk = static_cast<int64_t>(scales.size());
   const int64_t G = heads.query.sym_size(1).guard_int(__FILE__, __LINE__) / Hk;
-  std::vector<Tensor> by_head(scales.size());  // the run that begins at a key head
-  for (const auto& s : sort_by_scale(scales)) {
-    const auto out = attend(group_of(heads, s, G)).transpose(1, 2);  // [B, M, heads, Dv]
-    int64_t done = 0;
-    for (const auto& run : s.runs) {
-      by_head[run.begin] = out.narrow(2, done * G, run.count * G);
-      done += run.count;
-    }
+  const auto runs = runs_of(scales);
+  const RunTensors parts(heads, runs, G);
+  std::vector<Tensor> by_run(runs.scales.size());
+  for (size_t first = 0; first < by_run.size(); ++first) {
+    if (by_run[first].defined()) continue;  // attended with an earlier run of its scale
+    std::vector<size_t> members;
+    for (size_t i = first; i < by_run.size(); ++i)
+      if (runs.scales[i] == runs.scales[first]) members.push_back(i);
+    const auto out = attend(parts.group(heads, runs.scales[first], members));
+    const auto pieces = cut(out.transpose(1, 2), 2, chosen(runs.counts, members), G);
+    for (size_t i = 0; i < members.size(); ++i) by_run[members[i]] = pieces[i];
   }
-  std::erase_if(by_head, [](const Tensor& t) { return !t.defined(); });
-  return at::cat(by_head, 2).transpose(1, 2);
+  return at::cat(by_run, 2).transpose(1, 2);
 }
 
 }  // namespace kktorch::detail

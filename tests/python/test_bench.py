@@ -10,13 +10,24 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "bench"))
 
+import attention  # noqa: E402
+import comparison  # noqa: E402
 import harness  # noqa: E402
 import memory  # noqa: E402
-import page  # noqa: E402
 import run  # noqa: E402
-from suites import b1  # noqa: E402
+from suites import b1, b2, decode, e5bn, e5sh, layer  # noqa: E402
 
 SHAPE = "2x3x17x8"
+SUITES = [b1, b2, decode, e5bn, e5sh, layer]
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Tiny shapes: a second thread only waits for the first, long on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def test_interval_ends_at_order_statistics_of_the_paired_ratios():
@@ -49,7 +60,7 @@ class Clock:
 
 def make_case(subject, peers, check=lambda contenders: {}):
     key = {"shape": "1", "dtype": "float32", "variant": "std"}
-    return harness.Case(key, subject, peers, check, flops={"forward": 2e9, "backward": 6e9})
+    return harness.Case(key, subject, peers, check, work={"forward": 2e9, "backward": 6e9})
 
 
 def test_rounds_are_interleaved_and_start_one_further_each_time(monkeypatch):
@@ -88,34 +99,120 @@ def test_nothing_is_timed_behind_a_failed_gate(monkeypatch):
     assert clock.log == []
 
 
-@pytest.mark.parametrize("variant", b1.VARIANTS)
-@pytest.mark.parametrize("dtype", b1.DTYPES)
-def test_b1_gate_passes_for_the_op_and_refuses_another_function(monkeypatch, dtype, variant):
+def test_a_long_case_runs_fewer_rounds_but_enough_for_an_interval(monkeypatch):
+    clock = Clock(monkeypatch)
+    for seconds, rounds in (1.0, 20), (30.0, 10), (200.0, 6):
+        samples = harness.measure([clock.contender("A", forward=seconds)], rounds=20)
+        assert len(samples["A"]["forward"]) == rounds
+
+
+@pytest.fixture
+def uncompiled(monkeypatch):
     monkeypatch.setattr(torch, "compile", lambda function, dynamic: function)
-    (case,) = b1.cases([SHAPE], [dtype], [variant])
+
+
+# Another function in place of the subject, close to it, and wrong: half the strength of beta; the
+# first two heads exchange their scales; a new token that does not enter the statistics.
+def wrong_b1(q, k, v, beta, problem):
+    return b1._fold_sdpa(q, k, v, 0.5 * beta, problem)
+
+
+def wrong_b2(q, k, v, problem):
+    scales = [*problem.scales[1::-1], *problem.scales[2:]]
+    return b2._groups(q, k, v, b2.Problem([2 * s for s in scales]))
+
+
+def wrong_decode(query, key, value, keys, values, mean, m2):
+    decode._append(key, value, keys, values)
+    folded = (query - mean.unsqueeze(2)) / (m2.unsqueeze(2) / (2 * keys.shape[2]) + 1e-5)
+    return torch.nn.functional.scaled_dot_product_attention(folded.to(query.dtype), keys, values)
+
+
+GATED = [
+    *((b1, SHAPE, variant, wrong_b1) for variant in b1.VARIANTS),
+    *((b2, SHAPE, variant, wrong_b2) for variant in b2.VARIANTS),
+    (decode, SHAPE, "std", wrong_decode),
+]
+
+
+@pytest.mark.parametrize("suite, shape, variant, wrong", GATED)
+@pytest.mark.parametrize("dtype", attention.DTYPES)
+def test_gate_passes_for_the_op_and_refuses_another_function(
+    monkeypatch, uncompiled, suite, shape, variant, wrong, dtype
+):
+    case = suite.case(shape, dtype, variant)
     contenders = [case.subject, *case.peers]
     errors = case.check(contenders)
-    tensors = {"out", "q", "k", "v"} | ({"beta"} if variant == "learned-beta" else set())
-    assert set(errors) == {peer.name for peer in contenders} - {b1.PRICE}
+    assert set(errors) == {each.name for each in contenders} - {suite.PRICE}
+    gradients = {"beta"} if variant == "learned-beta" else set()
+    tensors = {"out"} if suite is decode else {"out", "q", "k", "v"} | gradients
     assert all(set(error) == tensors for error in errors.values())
-    # Half the strength of beta: close to Attention-BN, and wrong.
-    wrong = lambda q, k, v, beta, use_std: b1._fold_sdpa(q, k, v, 0.5 * beta, use_std)  # noqa: E731
-    monkeypatch.setattr(b1, "_kktorch", wrong)
-    (case,) = b1.cases([SHAPE], [dtype], [variant])
-    with pytest.raises(harness.GateError, match="kktorch, .* expected an error of out <= .*"):
+    monkeypatch.setattr(suite, "_kktorch", wrong)
+    case = suite.case(shape, dtype, variant)
+    with pytest.raises(harness.GateError, match="kktorch, .* expected an error of .* <= .*"):
         case.check([case.subject, *case.peers])
+
+
+@pytest.mark.parametrize("dtype", layer.DTYPES)
+def test_layer_gate_passes_and_refuses_other_scales(monkeypatch, dtype):
+    (shape,) = layer.shapes("1", quick=True)
+    case = layer.case(shape, dtype, "1-1-2-2-4-4-8-8")
+    assert {"out", "x", "in_proj_weight"} < set(case.check([case.subject])["kktorch sh"])
+    monkeypatch.setitem(layer.VARIANTS, "wrong", [1, 1, 2, 2, 4, 4, 8, 4])
+    wrong = layer.case(shape, dtype, "wrong")
+    with pytest.raises(harness.GateError, match="kktorch sh, "):
+        case.check([wrong.subject])
 
 
 @pytest.mark.parametrize("variant", b1.VARIANTS)
 def test_b1_peers_compute_one_function(variant):
-    use_std, learned = b1.VARIANTS[variant]
-    inputs = b1._inputs(SHAPE, torch.float64, learned)
-    expected = b1._exact(inputs, use_std)
-    for function in (b1._literal, b1._fold_sdpa, b1._kktorch):
-        contender = b1._contender("peer", function, inputs, use_std)
+    problem, tensors, grad = b1.inputs(SHAPE, torch.float64, b1.VARIANTS[variant])
+    check_one_function([b1._fold_sdpa, b1._kktorch], b1._literal, problem, tensors, grad)
+
+
+@pytest.mark.parametrize("variant", b2.VARIANTS)
+def test_b2_peers_compute_one_function(variant):
+    tensors, grad = attention.draw("2x5x17x8", torch.float64)
+    problem = b2.Problem(b2.scales_of("2x5x17x8", variant))
+    functions = [b2._groups, b2._heads, b2._padded, b2._kktorch]
+    check_one_function(functions, b2._literal, problem, tensors, grad)
+
+
+def check_one_function(functions, literal, problem, tensors, grad):
+    expected = attention.outcome(literal, problem, tensors, grad, torch.float64)
+    for function in functions:
+        bound = lambda function=function, **t: function(**t, problem=problem)  # noqa: E731
+        contender = attention.contender("peer", bound, tensors, grad)
         out = contender.phases["forward"](None)
         gradients = contender.phases["backward"](out)
         torch.testing.assert_close([out, *gradients], list(expected.values()))
+
+
+def test_beyond_the_longest_literal_the_gate_checks_the_first_sample(monkeypatch):
+    monkeypatch.setattr(attention, "LONGEST", 16)
+    case = b1.case(SHAPE, "float32", "std")
+    literal = lambda *a, **kw: pytest.fail("T x T probabilities")  # noqa: E731
+    monkeypatch.setattr(b1, "_literal", literal)
+    assert "literal" not in [peer.name for peer in case.peers]
+    case.check([case.subject])
+    monkeypatch.setattr(b1, "_kktorch", wrong_b1)
+    case = b1.case(SHAPE, "float32", "std")
+    with pytest.raises(harness.GateError):
+        case.check([case.subject])
+
+
+def test_scales_repeat_over_the_heads_and_say_what_remains():
+    assert b2.scales_of("1x3x8x4", "1-2-4-8") == [1, 2, 4]
+    assert b2.scales_of("1x6x8x4", "1-2-4-8") == [1, 2, 4, 8, 1, 2]
+    assert b2.remaining("1x3x9x4", "1-2-4-8") == (9 + 5 + 3) / 27, "short windows count"
+    assert b2.remaining("1x4x8x4", "1") == 1
+
+
+def test_layer_work_is_that_of_the_cost_model():
+    # 1x8x1024x64: N = 1024, d = 512, rho = 15/32; forward 4 N d^2 (1 + rho) + 4 N^2 d rho.
+    forward = layer.work("1x8x1024x64", "1-1-2-2-4-4-8-8")["forward"]
+    assert forward == 4 * 1024 * 512**2 * (47 / 32) + 4 * 1024**2 * 512 * (15 / 32)
+    assert layer.work("1x8x1024x64", "1")["forward"] == 2**32, "8 N d^2 + 4 N^2 d"
 
 
 @pytest.fixture
@@ -123,18 +220,19 @@ def no_compiler(monkeypatch):
     """torch.compile fails, and the ceiling is known without measuring it."""
 
     def compile(function, dynamic):
-        def fail(*_):
+        def fail(*_, **__):
             raise RuntimeError("no compiler")
 
         return fail
 
     monkeypatch.setattr(torch, "compile", compile)
-    monkeypatch.setattr(run, "fma_peak", lambda dtype: 1e9)
+    for unit in harness.CEILINGS:
+        monkeypatch.setitem(harness.CEILINGS, unit, lambda dtype: 1e9)
 
 
-def bench(out, *options):
+def bench(out, *options, suite="B1"):
     tiny = ["--quick", "--rounds", "6", "--threads", "1", "--dtype", "float32"]
-    return run.main(["--suite", "B1", *tiny, "--out", str(out), *options])
+    return run.main(["--suite", suite, *tiny, "--out", str(out), *options])
 
 
 def test_run_stores_results_and_renders_the_page(no_compiler, tmp_path):
@@ -146,9 +244,60 @@ def test_run_stores_results_and_renders_the_page(no_compiler, tmp_path):
     text = (tmp_path / "benchmarks.md").read_text()
     assert text.count(f"| {SHAPE} |") == 2 and "#### float32, no-std" in text
     assert "compile(literal) missing: RuntimeError: no compiler" in text
-    assert f"]({store.parent.name}/B1.svg)" in text and store.with_name("B1.svg").is_file()
+    for plot in b1.PLOTS:
+        assert f"]({store.parent.name}/B1-{plot}.svg)" in text
+        assert store.with_name(f"B1-{plot}.svg").is_file()
     times = result["cases"][0]["seconds"]["kktorch"]
     assert " / ".join(f"{1e3 * times[phase]:.3g}" for phase in times) in text
+
+
+@pytest.mark.parametrize("suite", SUITES, ids=lambda suite: suite.NAME)
+def test_every_suite_runs_and_has_its_plots(no_compiler, tmp_path, suite):
+    variant = next(iter(suite.VARIANTS))
+    assert bench(tmp_path, "--variants", variant, suite=suite.NAME) == 0
+    text = (tmp_path / "benchmarks.md").read_text()
+    for shape in suite.shapes(variant, quick=True):
+        assert f"| {shape} |" in text
+    plots = {path.name for path in tmp_path.glob("*-1t/*.svg")}
+    assert plots == {f"{suite.NAME}-{plot}.svg" for plot in suite.PLOTS}
+
+
+def test_the_time_is_estimated_before_it_is_spent(no_compiler, tmp_path, capsys):
+    assert bench(tmp_path, "--shapes", SHAPE, "--variants", "std,no-std") == 0
+    # 2 compiled peers at 30 s, and next to nothing else.
+    assert "2 cases, about 2 min\n" in capsys.readouterr().out
+
+
+def row_of(**medians):
+    """A stored case with the total ratios of some peers."""
+    ratios = {peer: {"total": {"median": median}} for peer, median in medians.items()}
+    return {"key": {"shape": SHAPE, "dtype": "float32"}, "ratios": ratios}
+
+
+def test_comparison_names_ratios_that_fell_by_more_than_a_tenth():
+    earlier = [row_of(a=2.0, b=2.0, c=2.0, gone=1.0)]
+    lines = comparison.fallen([row_of(a=1.79, b=1.81, c=3.0, new=0.1)], earlier)
+    assert lines == [f"{SHAPE} float32, total: a / subject fell from 2.00 to 1.79"]
+    assert comparison.fallen([row_of(a=1.0) | {"key": {"shape": "1"}}], earlier) == []
+
+
+def test_compare_sets_the_exit_status(no_compiler, tmp_path, capsys):
+    chosen = ["--shapes", SHAPE, "--variants", "no-std"]
+    assert bench(tmp_path, *chosen) == 0
+    (store,) = tmp_path.glob("*-1t/B1.json")
+    result = json.loads(store.read_text())
+
+    def store_ratios(median):  # far from what they will be
+        for phases in result["cases"][0]["ratios"].values():
+            for ratio in phases.values():
+                ratio["median"] = median
+        store.write_text(json.dumps(result))
+
+    store_ratios(0.001)
+    assert bench(tmp_path, *chosen, "--compare", str(store)) == 0
+    store_ratios(1000)
+    assert bench(tmp_path, *chosen, "--compare", str(store)) == 2
+    assert "no-std, total: fold + SDPA / subject fell from 1000.00 to" in capsys.readouterr().err
 
 
 def test_a_later_run_replaces_its_cases_and_keeps_the_others(no_compiler, tmp_path, monkeypatch):
@@ -179,7 +328,7 @@ def test_a_wrong_op_ends_the_run_without_a_result(no_compiler, tmp_path, monkeyp
 @pytest.mark.parametrize(
     "option, value, message",
     [
-        ("--shapes", "1x2x3", "B1: expected a shape like 64x3x197x64, but got '1x2x3'"),
+        ("--shapes", "1x2x3", "expected a shape like 64x3x197x64, but got '1x2x3'"),
         ("--variants", "std,none", "--variants: expected some of std, .*, but got 'none'"),
     ],
 )
@@ -195,18 +344,22 @@ def test_quick_results_cannot_reach_the_repository(capsys):
 
 
 def test_peak_memory_holds_the_results_and_no_attention_matrix():
-    peak = memory.peak_bytes("B1", "kktorch", "1x4x4096x32", threads=1)
+    peak = memory.peak_bytes("B1", "kktorch", ("1x4x4096x32", "float32", "std"), threads=1)
     one_tensor, matrices = 4 * 4096 * 32 * 4, 4 * 4096**2 * 4
     assert 4 * one_tensor <= peak < matrices / 4, "output and three gradients; not H x T x T"
 
 
-def test_memory_table(tmp_path):
-    result = {"machine": {"cpu": "X", "threads": "1"}, "peaks": {}, "cases": []}
-    peaks = {"kktorch": 3 * 2**20, "fold + SDPA": 4 * 2**20, "SDPA": 2 * 2**20}
-    page.update(tmp_path / "page.md", b1, [(tmp_path, result | {"memory": {SHAPE: peaks}})])
-    assert f"| {SHAPE} | 3 | 4 | 2 | 1.50 |" in (tmp_path / "page.md").read_text()
+def test_memory_table(tmp_path, monkeypatch):
+    peaks = {"kktorch": 3 * 2**20, "groups": 4 * 2**20, "full attention": 2 * 2**20}
+    measured = lambda suite, name, key, threads: peaks[name]  # noqa: E731
+    monkeypatch.setattr(memory, "peak_bytes", measured)
+    monkeypatch.setattr(b2, "peers", lambda *a: ["groups", "full attention", "compile(groups)"])
+    assert bench(tmp_path, "--memory", "--shapes", SHAPE, "--variants", "1", suite="B2") == 0
+    text = (tmp_path / "benchmarks.md").read_text()
+    assert "#### float32, 1: peak memory" in text and f"| {SHAPE} | 3 | 4 | 2 | 1.50 |" in text
 
 
 def test_memory_of_an_unknown_contender_fails_with_its_reason():
-    with pytest.raises(RuntimeError, match="peak memory of nothing, 1x1x4x4: KeyError: 'nothing'"):
-        memory.peak_bytes("B1", "nothing", "1x1x4x4", threads=1)
+    key = ("1x1x4x4", "float32", "std")
+    with pytest.raises(RuntimeError, match="of nothing, 1x1x4x4 float32 std: KeyError: 'nothing'"):
+        memory.peak_bytes("B1", "nothing", key, threads=1)

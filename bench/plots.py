@@ -27,6 +27,7 @@ def _panels(count: int, columns: int, height: float, **shared):
 def _ratios(suite, groups, memory):
     """A panel per group: the ratio to MAIN_PEER of every case and phase, with its interval."""
     figure, axes = _panels(len(groups), min(2, len(groups)), 3.4, sharey=True)
+    most = max(map(len, groups.values()))  # the same distances in all panels
     for axis, (group, cases) in zip(axes, groups.items(), strict=False):
         axis.axhline(1, color="0.4", linewidth=1)
         phases = list(cases[0]["peak_percent"])
@@ -44,6 +45,7 @@ def _ratios(suite, groups, memory):
                     axis.vlines(place, ratio["low"], ratio["high"], color=dots.get_color())
         names = [case["key"][suite.ROW] for case in cases]
         axis.set_xticks(range(len(cases)), names, rotation=25, ha="right", fontsize=8)
+        axis.set_xlim(-0.6, most - 0.4)
         axis.set_ylim(bottom=0)
         axis.grid(axis="y", alpha=0.3)
         axis.set_title(", ".join(group))
@@ -71,7 +73,7 @@ def _ceiling(suite, groups, memory):
         axis.set_title(dtype)
     figure.supylabel(f"% of the ceiling, {suite.SUBJECT}, {TOTAL}")
     figure.supxlabel("length")
-    axes[0].legend(frameon=False)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right upper", frameon=False)
     return figure
 
 

@@ -84,6 +84,11 @@ void softmax_block(A* __restrict logits, int64_t keys, const DecodeRows<A>& rows
   for (int64_t j = 0; j < keys; ++j) rows.sum[row] += logits[j];
 }
 
+template <typename A>
+inline void subtract(const A* __restrict a, const A* __restrict b, int64_t D, A* __restrict c) {
+  for (int64_t d = 0; d < D; ++d) c[d] = a[d] - b[d];
+}
+
 template <typename T, typename A = acc_t<T>>
 void attend(const DecodeHead<T>& head, int64_t begin, int64_t end, const DecodeRows<A>& rows,
             A* scratch) {
@@ -103,8 +108,9 @@ void attend(const DecodeHead<T>& head, int64_t begin, int64_t end, const DecodeR
   for (int64_t block = begin; block < end; block += kDecodeBlock) {
     const int64_t keys = std::min(kDecodeBlock, end - block);
     for (int64_t j = 0; j < keys; ++j) {
-      const A* k = load_row(head.key[block + j], D, centred);
-      for (int64_t d = 0; d < D; ++d) centred[d] = k[d] - shift[d];
+      // Not converted in place: a loop whose input may be its output is not vectorised.
+      const A* __restrict k = load_row(head.key[block + j], D, converted);
+      subtract(k, shift, D, centred);
       for (int64_t row = 0; row < R; ++row)
         logits[row * kDecodeBlock + j] = dot(rows.query + row * D, centred, D);
     }

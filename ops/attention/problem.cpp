@@ -146,9 +146,8 @@ Tensor empty_heads_last(c10::SymIntArrayRef sizes, const at::TensorOptions& opti
 }
 
 Tensor heads_last(const Tensor& t, at::ScalarType dtype) {
-  auto out = empty_heads_last(t.sym_sizes(), t.options().dtype(dtype));
-  if (t.scalar_type() == dtype && t.strides() == out.strides()) return t;
-  return out.copy_(t);
+  if (t.scalar_type() == dtype && t.transpose(1, 2).is_contiguous()) return t;
+  return empty_heads_last(t.sym_sizes(), t.options().dtype(dtype)).copy_(t);
 }
 
 Tensor total_key_weight(std::string_view op, const AttentionArguments& a) {

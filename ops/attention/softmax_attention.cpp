@@ -79,7 +79,9 @@ SoftmaxAttention with_width(SoftmaxAttention p, int64_t multiple) {
   return p;
 }
 
-Tensor cut(const Tensor& t, const Tensor& like) { return t.narrow(-1, 0, like.size(-1)); }
+Tensor cut(const Tensor& t, const Tensor& like) {
+  return t.size(-1) == like.size(-1) ? t : t.narrow(-1, 0, like.size(-1));
+}
 
 Gradients cut(const Gradients& grads, const SoftmaxAttention& p) {
   const auto& [query, key, value] = grads;

@@ -257,7 +257,7 @@ void run_backward(const AttentionProblem& p, const Tensor& statistics,
   const int64_t heads = view.heads(), parts = head.key_parts_of_head(), D = p.D();
   const int64_t scratch_size = csrc::core_kernels<T>().backward_scratch(problem);
   if (has_many_heads(heads)) {
-    for_each<A>(heads, 2 * work_of(p, view.G), 2 * D, [&](int64_t u, A* row) {
+    for_each<A>(heads, 2 * work_of(p, view.G), 3 * D, [&](int64_t u, A* row) {
       const ThreadScratch scratch(scratch_size +
                                   head.sums_size() * static_cast<int64_t>(sizeof(A)));
       A* sums = reinterpret_cast<A*>(scratch.data() + scratch_size);

@@ -32,7 +32,7 @@ template <typename A, typename Begin, typename First, typename Merge, typename S
 void for_each_head(int64_t heads, int64_t elements, int64_t D, const Begin& begin,
                    int64_t first_blocks, const First& first, const Merge& merge,
                    int64_t second_blocks, const Second& second) {
-  const int64_t scratch_size = 2 * D;
+  const int64_t scratch_size = 3 * D;
   if (has_many_heads(heads) || (first_blocks == 1 && second_blocks == 1)) {
     for_each<A>(heads, elements, scratch_size, [&](int64_t head, A* scratch) {
       begin(head);

@@ -25,7 +25,9 @@ class BackwardPass {
 
  public:
   BackwardPass(const CoreProblem<T>& problem, void* base)
-      : p_(problem), block_keys_(backward_keys(std::max(p_.D, p_.Dv))) {
+      : p_(problem),
+        block_keys_(backward_keys(std::max(p_.D, p_.Dv))),
+        scaled_(scores_are_scaled(p_)) {
     Scratch scratch(base);
     const int64_t keys = std::min(p_.N, block_keys_);
     take_key_block(scratch, keys);
@@ -81,8 +83,8 @@ class BackwardPass {
     rows_ = {scratch.take<A>(queries), scratch.take<A>(queries)};
   }
   void take_tile(Scratch& scratch, int64_t keys, int64_t queries) {
-    tile_.scores = take_sums(scratch, keys, queries);
-    tile_.gradients = take_sums(scratch, keys, queries);
+    tile_.scores = take_sums(scratch, keys + keys % 2, queries);
+    tile_.gradients = take_sums(scratch, keys + keys % 2, queries);
     if (E::kGroup == 1) return;
     tile_.probabilities = take_rows(scratch, keys, queries);
     tile_.score_gradients = take_rows(scratch, keys, queries);
@@ -144,13 +146,14 @@ class BackwardPass {
 
   QueryOperands pack(const CoreGradients<T>& gradients, Block queries) {
     const int64_t count = queries.end - queries.begin;
-    pack_queries<T, E>(p_, b_, h_, queries, static_cast<A>(p_.scale * kLog2E), queries_, row_);
+    pack_queries<T, E>(p_, b_, h_, queries, queries_, row_);
     const auto dout = gradients.grad_out.of(b_, h_), out = gradients.out.of(b_, h_);
     for (int64_t i = 0; i < count; ++i) {
       const int64_t row = queries.begin + i;
       pack_row<T, E>(dout[row], p_.Dv, Identity{}, grads_, i, row_);
       const A lse = *gradients.logsumexp.of(b_, h_)[row];
-      rows_.logsumexp[i] = lse == -kInfinity<A> ? kInfinity<A> : lse * static_cast<A>(kLog2E);
+      rows_.logsumexp[i] =
+          lse == -kInfinity<A> ? kInfinity<A> : static_cast<A>(static_cast<double>(lse) * kLog2E);
       rows_.delta[i] = dot(dout[row], out[row]);
     }
     clear_rows(grads_, count, padded_rows<A>(count));
@@ -181,7 +184,7 @@ class BackwardPass {
     multiply<E>(rows, count, words<E>(p_.Dv), values_.from(at), operands.grad_columns,
                 tile_.gradients, false);
     hide(queries, keys, at);
-    differentiate_scores<T>(tile_, rows_, rows, padded<A>(count));
+    differentiate_scores<T>(tile_, rows_, scaled_ ? 1 : unit_of(p_.scale), rows, padded<A>(count));
     Left<Word> p{tile_.scores.data, tile_.scores.stride},
         ds{tile_.gradients.data, tile_.scores.stride};
     auto ds_by_key = ds;
@@ -206,6 +209,8 @@ class BackwardPass {
     const auto& mask = p_.mask;
     for (int64_t j = keys.begin; j < keys.end; ++j) {
       A* __restrict scores = tile_.scores[j - keys.begin];
+      if (scaled_)
+        for (int64_t i = 0; i < count; ++i) scores[i] *= unit_of(p_.scale);
       const A weight = p_.weight ? log_weight_[at + j - keys.begin] : 0;
       if (weight != 0)
         for (int64_t i = 0; i < count; ++i) scores[i] += weight;
@@ -225,6 +230,7 @@ class BackwardPass {
 
   const CoreProblem<T>& p_;
   int64_t block_keys_;
+  bool scaled_;  // as in forward
   int64_t b_ = 0, hk_ = 0, h_ = 0, size_;
   PackedRows<E> keys_, values_, queries_, grads_;
   Word *joined_keys_, *query_columns_, *grad_columns_, *joined_queries_, *joined_grads_;
@@ -235,33 +241,40 @@ class BackwardPass {
   A *log_weight_, *row_;
 };
 
+/// One row: dq = r dq^, and dq^ and dq^ q^ added to the column sums.
+template <typename A>
+inline void finish_query_row(int64_t D, A beta, const A* __restrict shift, const A* __restrict mean,
+                             const A* __restrict rstd, const A* __restrict q,
+                             const A* __restrict grad, A* __restrict dq, A* __restrict shift_sum,
+                             A* __restrict scale_sum) {
+  for (int64_t d = 0; d < D; ++d) {
+    const A g = grad[d];
+    shift_sum[d] += g;
+    scale_sum[d] += g * (shift_query(q[d], beta, shift[d], mean[d]) * rstd[d]);
+    dq[d] = rstd[d] * g;
+  }
+}
+
 /// dq = r dq^ and the column sums over the block of dq^ and dq^ q^.
 template <typename T, typename A = acc_t<T>>
 void finish_queries(const CoreProblem<T>& p, const CoreGradients<T>& gradients, int64_t b,
                     int64_t h, Block queries, const A* summands, int64_t parts, int64_t stride,
                     QuerySums<A> sums, A* scratch) {
+  const int64_t D = p.D;
   const auto statistics = p.statistics_of(b, h / p.group());
-  const A *__restrict shift = statistics.shift, *__restrict mean = statistics.mean,
-          *__restrict rstd = statistics.rstd;
-  A* __restrict shift_sum = sums.shift, * __restrict scale_sum = sums.scale;
-  std::fill_n(shift_sum, p.D, A(0));
-  std::fill_n(scale_sum, p.D, A(0));
+  std::fill_n(sums.shift, D, A(0));
+  std::fill_n(sums.scale, D, A(0));
   const auto query = p.query.of(b, h);
   const auto out = gradients.query.of(b, h);
-  const A beta = p.beta[h];
-  for (int64_t i = queries.begin; i < queries.end; ++i) {
-    const A* summand = summands + (i - queries.begin) * p.D;
-    const A* __restrict q = load_row(query[i], p.D, scratch);
-    A* __restrict dq = row_buffer(out[i], scratch + p.D);
-    for (int64_t d = 0; d < p.D; ++d) {
-      A g = summand[d];
-      for (int64_t part = 1; part < parts; ++part) g += summand[part * stride + d];
-      g *= p.scale;
-      shift_sum[d] += g;
-      scale_sum[d] += g * (shift_query(q[d], beta, shift[d], mean[d]) * rstd[d]);
-      dq[d] = rstd[d] * g;
-    }
-    store_row(dq, p.D, out[i]);
+  for (int64_t i = queries.begin; i < queries.end; ++i, summands += D) {
+    A* __restrict grad = scratch;
+    for (int64_t d = 0; d < D; ++d) grad[d] = summands[d] * p.scale;
+    for (int64_t part = 1; part < parts; ++part)
+      for (int64_t d = 0; d < D; ++d) grad[d] += summands[part * stride + d] * p.scale;
+    A* const dq = row_buffer(out[i], scratch + 2 * D);
+    finish_query_row<A>(D, p.beta[h], statistics.shift, statistics.mean, statistics.rstd,
+                        load_row(query[i], D, scratch + D), grad, dq, sums.shift, sums.scale);
+    store_row(dq, D, out[i]);
   }
 }
 
@@ -286,10 +299,10 @@ void finish_keys(const CoreProblem<T>& p, const CoreGradients<T>& gradients, int
     A* __restrict dk = row_buffer(out[j], scratch + p.D);
     const A* __restrict gamma = grad_key;
     const A share = n / total_weight;
-    // The queries were packed as log2(e) scale q^.
+    // The sign of the scale is in the packed queries.
     for (int64_t d = 0; d < p.D; ++d)
-      dk[d] = key_gradient(gamma[d] * static_cast<A>(kLn2), rstd[d], share, shift_sum[d],
-                           scale_sum[d], ((k[d] - shift[d]) - mean[d]) * rstd[d]);
+      dk[d] = key_gradient(gamma[d] * std::abs(p.scale), rstd[d], share, shift_sum[d], scale_sum[d],
+                           ((k[d] - shift[d]) - mean[d]) * rstd[d]);
     store_row(dk, p.D, out[j]);
   }
 }

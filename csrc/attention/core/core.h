@@ -101,7 +101,7 @@ struct CoreKernels {
   /// `stride` apart, from the first row of the block on), and their column sums.
   void (*finish_queries)(const CoreProblem<T>& problem, const CoreGradients<T>& gradients,
                          int64_t b, int64_t h, Block queries, const A* summands, int64_t parts,
-                         int64_t stride, QuerySums<A> sums, A* scratch /* [2 D] */);
+                         int64_t stride, QuerySums<A> sums, A* scratch /* [3 D] */);
 
   /// Gradients of the keys `keys` from those of c ([rows, D] from the first key of the block on).
   /// `sums` are those of all queries of the group, the shift sum weighted by beta.

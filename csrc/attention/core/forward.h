@@ -25,7 +25,9 @@ class ForwardPass {
   ForwardPass(const CoreProblem<T>& problem, void* base)
       : p_(problem),
         block_keys_(forward_keys(std::max(p_.D, p_.Dv))),
-        hides_(p_.weight || p_.mask.visible || p_.mask.bias || p_.is_causal) {
+        scaled_(scores_are_scaled(p_)),
+        hides_(scaled_ || p_.mask.visible || p_.is_causal),
+        unit_(scaled_ ? 1 : unit_of(p_.scale)) {
     Scratch scratch(base);
     const auto rows = [&](int64_t count, int64_t width) {
       const int64_t stride = padded<A>(words<E>(width));
@@ -61,7 +63,7 @@ class ForwardPass {
  private:
   void chunk(const CoreResult<T>& result, Block queries) {
     const int64_t count = queries.end - queries.begin;
-    pack_queries<T, E>(p_, b_, h_, queries, static_cast<A>(p_.scale * kLog2E), queries_, row_);
+    pack_queries<T, E>(p_, b_, h_, queries, queries_, row_);
     rows_.begin(count);
     const int64_t end = visible_keys(queries.end - 1);
     for (int64_t j = 0; j < end; j += block_keys_) {
@@ -102,10 +104,10 @@ class ForwardPass {
       if (hides_) hide(scores, first + i + row, keys);
       rows_.block_max[i + row] = row_max(scores, whole);
     }
-    rows_.template raise_max<T>(i, rows);
+    rows_.template raise_max<T>(i, rows, unit_);
     for (int64_t row = 0; row < rows; ++row)
-      rows_.block_sum[i + row] =
-          exponentiate_row<T>(scores_[row], whole, rows_.origin[i + row], probabilities_[row]);
+      rows_.block_sum[i + row] = exponentiate_row<T>(scores_[row], whole, unit_,
+                                                     rows_.origin[i + row], probabilities_[row]);
     rows_.add_sums(i, rows);
     if (keys.begin > 0) rescale(i, rows);
     multiply<E>(rows, p_.Dv, words<E>(count), probability_operand(), values, {out_[i], out_.stride},
@@ -122,6 +124,8 @@ class ForwardPass {
   /// Weights and masks of the scores of query i with the keys `keys`.
   void hide(A* __restrict scores, int64_t i, Block keys) const {
     const int64_t count = keys.end - keys.begin;
+    if (scaled_)
+      for (int64_t j = 0; j < count; ++j) scores[j] *= unit_of(p_.scale);
     if (p_.weight)
       for (int64_t j = 0; j < count; ++j) scores[j] += log_weight_[j];
     const int64_t at =
@@ -153,12 +157,17 @@ class ForwardPass {
     for (int64_t e = 0; e < p_.Dv; ++e) out[e] = norm == 0 ? 0 : sums[e] * norm;
     store_row(out, p_.Dv, result.out.of(b_, h_)[i]);
     *result.logsumexp.of(b_, h_)[i] =
-        sum == 0 ? -kInfinity<A> : (max + std::log2(sum)) * static_cast<A>(kLn2);
+        sum == 0
+            ? -kInfinity<A>
+            : static_cast<A>(
+                  (static_cast<double>(max) * unit_ + std::log2(static_cast<double>(sum))) * kLn2);
   }
 
   const CoreProblem<T>& p_;
   int64_t block_keys_;
-  bool hides_;  // some scores are weighted or masked
+  bool scaled_;  // scores are multiplied by their unit before weights and masks are added
+  bool hides_;   // some scores are weighted or masked
+  A unit_;
   int64_t b_ = 0, h_ = 0, size_;
   PackedRows<E> queries_{}, keys_{}, values_{}, probabilities_{};
   Word *columns_, *joined_ = nullptr;

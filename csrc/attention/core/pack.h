@@ -110,17 +110,18 @@ void pack_values(const CoreProblem<T>& p, int64_t b, int64_t hk, Block keys,
   clear_rows(to, keys.end - keys.begin, padded_rows<acc_t<T>>(keys.end - keys.begin));
 }
 
-/// factor q^ of the queries `queries`.
+/// q^ of the queries `queries`, with the sign of the scale; its size is left to the softmax, where
+/// it costs no rounding of the operands.
 template <typename T, typename E>
-void pack_queries(const CoreProblem<T>& p, int64_t b, int64_t h, Block queries, acc_t<T> factor,
+void pack_queries(const CoreProblem<T>& p, int64_t b, int64_t h, Block queries,
                   const PackedRows<E>& to, acc_t<T>* scratch) {
   using A = acc_t<T>;
   const auto statistics = p.statistics_of(b, h / p.group());
   const A *__restrict shift = statistics.shift, *__restrict mean = statistics.mean,
           *__restrict rstd = statistics.rstd;
-  const A beta = p.beta[h];
+  const A beta = p.beta[h], sign = p.scale < 0 ? -1 : 1;
   const auto map = [=](int64_t d, A q) {
-    return shift_query(q, beta, shift[d], mean[d]) * rstd[d] * factor;
+    return shift_query(q, beta, shift[d], mean[d]) * (rstd[d] * sign);
   };
   const auto rows = p.query.of(b, h);
   for (int64_t i = queries.begin; i < queries.end; ++i)

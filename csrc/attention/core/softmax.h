@@ -32,6 +32,13 @@ constexpr int64_t score_columns(int64_t columns) {
   return round_up(columns, E::kGroup * kLanes<typename E::Acc>);
 }
 
+/// Whether scores are brought to the unit 1 before the softmax: so that something can be added to
+/// them, and with a scale of 0, which would make NaN of -inf.
+template <typename T>
+inline bool scores_are_scaled(const CoreProblem<T>& p) {
+  return p.weight || p.mask.bias || p.scale == 0;
+}
+
 template <typename A>
 inline A row_max(const A* scores, int64_t columns) {
   using V = Vector<A>;
@@ -40,16 +47,22 @@ inline A row_max(const A* scores, int64_t columns) {
   return reduce_max<A>(max);
 }
 
-/// Turns a row of scores into 2^(score - origin), over the scores or, narrower, beside them;
+/// The exponent of 2 that a score stands for is unit * score.
+template <typename A>
+inline A unit_of(A scale) {
+  return std::abs(scale) * static_cast<A>(kLog2E);
+}
+
+/// Turns a row of scores into 2^(unit (score - origin)), over the scores or, narrower, beside them;
 /// returns the sum.
 template <typename T, typename E = Arithmetic<T>>
-inline acc_t<T> exponentiate_row(acc_t<T>* scores, int64_t columns, acc_t<T> origin,
+inline acc_t<T> exponentiate_row(acc_t<T>* scores, int64_t columns, acc_t<T> unit, acc_t<T> origin,
                                  typename E::Element* probabilities) {
   using A = acc_t<T>;
   using V = Vector<A>;
   V sum{};
   for (int64_t j = 0; j < columns; j += kLanes<A>) {
-    const V p = exp2_for<T>(load<V>(scores + j) - origin);
+    const V p = exp2_for<T>((load<V>(scores + j) - origin) * unit);
     sum += p;
     if constexpr (E::kGroup == 1)
       store(scores + j, p);
@@ -75,13 +88,13 @@ struct OnlineRows {
 
   /// Rows [first, first + rows), of which block_max is known.
   template <typename T>
-  void raise_max(int64_t first, int64_t rows) const {
+  void raise_max(int64_t first, int64_t rows, A unit) const {
     using V = Vector<A>;
     for (int64_t i = first; i < first + rows; i += kLanes<A>) {
       const V before = load<V>(max + i), now = larger(load<V>(block_max + i), before);
       store(max + i, now);
       store(origin + i, now == -kInfinity<A> ? V{} : now);
-      store(factor + i, now == before ? V{} + 1 : exp2_for<T>(before - now));
+      store(factor + i, now == before ? V{} + 1 : exp2_for<T>((before - now) * unit));
     }
   }
 
@@ -108,44 +121,74 @@ struct ScoreBlock {
   typename E::Word* pairs;                       // of score_gradients: two keys, one query
 };
 
-template <typename T, typename E>
-struct ScorePair {
-  Vector<acc_t<T>> p, ds;
+/// P and dS = P o (dP - delta), up to scale, of one vector of scores and dP.
+template <typename T>
+struct Differentiated {
+  using V = Vector<acc_t<T>>;
+  V p, ds;
 
-  ScorePair(const ScoreBlock<E>& block, const QueryRows<acc_t<T>>& queries, int64_t j, int64_t i) {
-    using V = Vector<acc_t<T>>;
-    p = exp2_for<T>(load<V>(block.scores[j] + i) - load<V>(queries.logsumexp + i));
-    ds = p * (load<V>(block.gradients[j] + i) - load<V>(queries.delta + i));
-  }
+  Differentiated(V score, V gradient, acc_t<T> unit, V logsumexp, V delta)
+      : p(exp2_for<T>(score * unit - logsumexp)), ds(p * (gradient - delta)) {}
 };
 
-/// P and dS = P o (dP - delta), up to scale, as operands: over the scores and dP, or beside them.
+/// The same for a row, over the scores and dP.
+template <typename T, typename A = acc_t<T>>
+inline void differentiate_row(A* __restrict scores, A* __restrict gradients, A unit,
+                              const A* __restrict logsumexp, const A* __restrict delta,
+                              int64_t columns) {
+  using V = Vector<A>;
+  for (int64_t i = 0; i < columns; i += kLanes<A>) {
+    const Differentiated<T> row(load<V>(scores + i), load<V>(gradients + i), unit,
+                                load<V>(logsumexp + i), load<V>(delta + i));
+    store(scores + i, row.p);
+    store(gradients + i, row.ds);
+  }
+}
+
+/// Two rows of scores and dP, and where their P, their dS and the pairs of these go.
+template <typename E>
+struct RowPair {
+  const float *first_scores, *second_scores, *first_gradients, *second_gradients;
+  typename E::Element *first_p, *second_p, *first_ds, *second_ds;
+  typename E::Word* pairs;
+};
+
+template <typename T, typename E>
+inline void differentiate_pair(const RowPair<E> rows, float unit, const float* __restrict logsumexp,
+                               const float* __restrict delta, int64_t columns) {
+  using V = Vector<float>;
+  const auto [score_1, score_2, gradient_1, gradient_2, p_1, p_2, ds_1, ds_2, pairs] = rows;
+  for (int64_t i = 0; i < columns; i += kLanes<float>) {
+    const V lse = load<V>(logsumexp + i), d = load<V>(delta + i);
+    const Differentiated<T> first(load<V>(score_1 + i), load<V>(gradient_1 + i), unit, lse, d);
+    const Differentiated<T> second(load<V>(score_2 + i), load<V>(gradient_2 + i), unit, lse, d);
+    E::round(p_1 + i, first.p);
+    E::round(p_2 + i, second.p);
+    E::round_two(first.ds, second.ds, ds_1 + i, ds_2 + i, pairs + i);
+  }
+}
+
+/// A block of keys: P and dS as operands, over the scores and dP, or beside them in element type.
+/// An odd row is paired with a row that gives P = dS = 0.
 template <typename T, typename E = Arithmetic<T>>
 inline void differentiate_scores(const ScoreBlock<E>& block, const QueryRows<acc_t<T>>& queries,
-                                 int64_t keys, int64_t columns) {
+                                 acc_t<T> unit, int64_t keys, int64_t columns) {
   using A = acc_t<T>;
   if constexpr (E::kGroup == 1) {
     for (int64_t j = 0; j < keys; ++j)
-      for (int64_t i = 0; i < columns; i += kLanes<A>) {
-        const ScorePair<T, E> s(block, queries, j, i);
-        store(block.scores[j] + i, s.p);
-        store(block.gradients[j] + i, s.ds);
-      }
+      differentiate_row<T>(block.scores[j], block.gradients[j], unit, queries.logsumexp,
+                           queries.delta, columns);
   } else {
+    if (keys % 2 == 1) {
+      std::fill_n(block.scores[keys], columns, -kInfinity<A>);
+      std::fill_n(block.gradients[keys], columns, A(0));
+    }
     for (int64_t j = 0; j < keys; j += 2)
-      for (int64_t i = 0; i < columns; i += kLanes<A>) {
-        const ScorePair<T, E> first(block, queries, j, i);
-        E::round(block.probabilities[j] + i, first.p);
-        Vector<A> second_ds{};
-        if (j + 1 < keys) {
-          const ScorePair<T, E> second(block, queries, j + 1, i);
-          E::round(block.probabilities[j + 1] + i, second.p);
-          second_ds = second.ds;
-        }
-        E::round_two(first.ds, second_ds, block.score_gradients[j] + i,
-                     block.score_gradients[j + 1] + i,
-                     block.pairs + j / 2 * block.scores.stride + i);
-      }
+      differentiate_pair<T, E>(
+          {block.scores[j], block.scores[j + 1], block.gradients[j], block.gradients[j + 1],
+           block.probabilities[j], block.probabilities[j + 1], block.score_gradients[j],
+           block.score_gradients[j + 1], block.pairs + j / 2 * block.scores.stride},
+          unit, queries.logsumexp, queries.delta, columns);
   }
 }
 

@@ -3,6 +3,7 @@
 #include <torch/headeronly/version.h>
 
 #include "csrc/common/cpu_tier.h"
+#include "ops/attention/backends.h"
 #include "ops/attention/normalise.h"
 
 // Found in the file by loaders that must know, before they load it, which torch this library
@@ -30,12 +31,13 @@ std::vector<OpPath> op_paths() {
                                ? "kktorch CUDA kernels (experimental) + ATen flash/efficient"
                                : "ATen composition + ATen flash/efficient";
   const std::string kernels = "kktorch kernels (" + tier + ")", composition = "ATen composition";
-  const std::string flash = kernels + " + ATen flash";
-  return {{"attention_bn", flash, cuda},
+  const std::string attention = detail::forced_backend() == "stock" ? kernels + " + ATen flash"
+                                                                    : "kktorch core (" + tier + ")";
+  return {{"attention_bn", attention, cuda},
           {"attention_bn_decode", kernels, composition},
           {"attention_bn_ref", composition, composition},
           {"attention_bn_varlen", "attention_bn, padded", "attention_bn, padded"},
-          {"attention_sh", flash, cuda},
+          {"attention_sh", attention, cuda},
           {"attention_sh_ref", composition, composition},
           {"linear_attention", composition, composition},
           {"token_pool", kernels, composition}};

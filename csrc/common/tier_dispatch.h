@@ -5,12 +5,14 @@
 #include "csrc/common/cpu_tier.h"
 
 #if defined(__x86_64__)
-#define KKTORCH_FOR_EACH_TIER(macro, Table, table) \
-  macro(generic, Table, table) macro(avx2, Table, table) macro(avx512, Table, table)
-#define KKTORCH_SELECT_TIER(table, T)                 \
-  cpu_tier() == CpuTier::kAvx512 ? avx512::table<T>() \
-  : cpu_tier() == CpuTier::kAvx2 ? avx2::table<T>()   \
-                                 : generic::table<T>()
+#define KKTORCH_FOR_EACH_TIER(macro, Table, table)                                   \
+  macro(generic, Table, table) macro(avx2, Table, table) macro(avx512, Table, table) \
+      macro(avx512_bf16, Table, table)
+#define KKTORCH_SELECT_TIER(table, T)                          \
+  cpu_tier() == CpuTier::kAvx512Bf16 ? avx512_bf16::table<T>() \
+  : cpu_tier() == CpuTier::kAvx512   ? avx512::table<T>()      \
+  : cpu_tier() == CpuTier::kAvx2     ? avx2::table<T>()        \
+                                     : generic::table<T>()
 #else
 #define KKTORCH_FOR_EACH_TIER(macro, Table, table) macro(generic, Table, table)
 #define KKTORCH_SELECT_TIER(table, T) generic::table<T>()

@@ -88,8 +88,8 @@ at::Tensor total_key_weight(std::string_view op, const AttentionArguments& argum
 /// Nothing to compute, or no keys to attend to: the result is 0, without a back end.
 bool is_trivial(const AttentionProblem& problem);
 
-/// The back end for a problem that is not empty. "stock": ATen's softmax attention on normalised
-/// tensors.
+/// The back end for a problem that is not empty: the core where it takes the problem, else the
+/// stock one, or what KKTORCH_ATTENTION forces (backends.h).
 const AttentionBackend& attention_backend(const AttentionProblem& problem);
 
 /// float16, bfloat16, float32 or float64.

@@ -11,6 +11,7 @@
 #include <limits>
 #include <string_view>
 
+#include "ops/attention/backends.h"
 #include "ops/attention/normalise.h"
 #include "ops/attention/softmax_attention.h"
 
@@ -147,7 +148,7 @@ constexpr AttentionBackend kStock{"stock", forward, backward};
 
 }  // namespace
 
-const AttentionBackend& attention_backend(const AttentionProblem&) { return kStock; }
+const AttentionBackend& stock_backend() { return kStock; }
 
 bool use_cuda_kernels() {
 #ifdef KKTORCH_WITH_CUDA

@@ -1,0 +1,180 @@
+#pragma once
+// Forward: for a chunk of queries, whose sums stay in L2, every block of keys is packed once; tiles
+// of queries then take it into an online softmax.
+#include "csrc/attention/core/scratch.h"
+#include "csrc/attention/core/softmax.h"
+
+namespace kktorch::csrc {
+namespace {
+
+constexpr int64_t kForwardTile = 48;      // queries whose scores exist at a time
+constexpr int64_t kForwardQueries = 480;  // queries of a chunk
+static_assert(kForwardTile % kLanes<float> == 0, "tiles of rows are whole vectors");
+
+/// Keys of a block: with their values, packed, half an L2 cache.
+inline int64_t forward_keys(int64_t width) {
+  return std::clamp<int64_t>(32768 / width / 64 * 64, 128, 512);
+}
+
+template <typename T, typename E = Arithmetic<T>>
+class ForwardPass {
+  using A = acc_t<T>;
+  using Word = typename E::Word;
+
+ public:
+  ForwardPass(const CoreProblem<T>& problem, void* base)
+      : p_(problem),
+        block_keys_(forward_keys(std::max(p_.D, p_.Dv))),
+        scaled_(scores_are_scaled(p_)),
+        hides_(scaled_ || p_.mask.visible || p_.is_causal),
+        unit_(scaled_ ? 1 : unit_of(p_.scale)) {
+    Scratch scratch(base);
+    const auto rows = [&](int64_t count, int64_t width) {
+      const int64_t stride = padded<A>(words<E>(width));
+      return PackedRows<E>{scratch.take<Word>(padded_rows<A>(count) * stride), stride};
+    };
+    const int64_t queries = std::min(p_.M, kForwardQueries), keys = std::min(p_.N, block_keys_);
+    queries_ = rows(queries, p_.D);
+    keys_ = rows(keys, p_.D);
+    values_ = rows(keys, p_.Dv);
+    columns_ = scratch.take<Word>(round_up(keys, kPanel<A>) * keys_.stride);
+    if (E::kGroup > 1) joined_ = scratch.take<Word>(padded_rows<A>(keys) * padded<A>(p_.Dv));
+    scores_.stride = score_columns<E>(keys);
+    scores_.data = scratch.take<A>(kForwardTile * scores_.stride);
+    if (E::kGroup > 1) probabilities_ = rows(kForwardTile, scores_.stride);
+    out_.stride = padded<A>(p_.Dv);
+    out_.data = scratch.take<A>(queries * out_.stride);
+    for (A** row :
+         {&rows_.max, &rows_.sum, &rows_.block_max, &rows_.block_sum, &rows_.origin, &rows_.factor})
+      *row = scratch.take<A>(round_up(queries, kLanes<A>));
+    log_weight_ = scratch.take<A>(keys);
+    row_ = scratch.take<A>(2 * std::max(p_.D, p_.Dv));
+    size_ = scratch.used();
+  }
+
+  int64_t scratch_size() const { return size_; }
+
+  void run(const CoreResult<T>& result, int64_t b, int64_t h, Block queries) {
+    b_ = b, h_ = h;
+    for (int64_t i = queries.begin; i < queries.end; i += kForwardQueries)
+      chunk(result, {i, std::min(i + kForwardQueries, queries.end)});
+  }
+
+ private:
+  void chunk(const CoreResult<T>& result, Block queries) {
+    const int64_t count = queries.end - queries.begin;
+    pack_queries<T, E>(p_, b_, h_, queries, queries_, row_);
+    rows_.begin(count);
+    const int64_t end = visible_keys(queries.end - 1);
+    for (int64_t j = 0; j < end; j += block_keys_) {
+      const Block keys{j, std::min(j + block_keys_, end)};
+      const auto [columns, values] = pack(keys);
+      for (int64_t i = 0; i < count; i += kForwardTile) {
+        const int64_t rows = std::min(kForwardTile, count - i);
+        const int64_t visible = std::min(keys.end, visible_keys(queries.begin + i + rows - 1));
+        if (visible > keys.begin)
+          tile(queries.begin, i, rows, {keys.begin, visible}, columns, values);
+      }
+    }
+    for (int64_t i = 0; i < count; ++i) finish_row(result, queries.begin + i, i);
+  }
+
+  /// The keys that query i may see are the first of all.
+  int64_t visible_keys(int64_t i) const {
+    return p_.is_causal ? std::min(p_.N, p_.query_offset + i + 1) : p_.N;
+  }
+
+  std::pair<Right<Word>, Right<Word>> pack(Block keys) {
+    const int64_t hk = h_ / p_.group(), count = keys.end - keys.begin;
+    pack_keys<T, E>(p_, b_, hk, keys, keys_, row_);
+    pack_values<T, E>(p_, b_, hk, keys, values_, row_);
+    if (p_.weight) log_weights(p_.weight_of(b_), keys, log_weight_);
+    return {transposed(keys_, count, columns_), upright(values_, count, p_.Dv, joined_)};
+  }
+
+  /// Rows [i, i + rows) of the chunk, which begins at `first`, and the keys `keys` of the block.
+  void tile(int64_t first, int64_t i, int64_t rows, Block keys, Right<Word> columns,
+            Right<Word> values) {
+    const int64_t count = keys.end - keys.begin;
+    multiply<E>(rows, count, words<E>(p_.D), queries_.from(i), columns, scores_, false);
+    const int64_t whole = score_columns<E>(count);
+    for (int64_t row = 0; row < rows; ++row) {
+      A* scores = scores_[row];
+      std::fill(scores + count, scores + whole, -kInfinity<A>);
+      if (hides_) hide(scores, first + i + row, keys);
+      rows_.block_max[i + row] = row_max(scores, whole);
+    }
+    rows_.template raise_max<T>(i, rows, unit_);
+    for (int64_t row = 0; row < rows; ++row)
+      rows_.block_sum[i + row] = exponentiate_row<T>(scores_[row], whole, unit_,
+                                                     rows_.origin[i + row], probabilities_[row]);
+    rows_.add_sums(i, rows);
+    if (keys.begin > 0) rescale(i, rows);
+    multiply<E>(rows, p_.Dv, words<E>(count), probability_operand(), values, {out_[i], out_.stride},
+                keys.begin > 0);
+  }
+
+  Left<Word> probability_operand() const {
+    if constexpr (E::kGroup == 1)
+      return {scores_.data, scores_.stride};
+    else
+      return probabilities_.from(0);
+  }
+
+  /// Weights and masks of the scores of query i with the keys `keys`.
+  void hide(A* __restrict scores, int64_t i, Block keys) const {
+    const int64_t count = keys.end - keys.begin;
+    if (scaled_)
+      for (int64_t j = 0; j < count; ++j) scores[j] *= unit_of(p_.scale);
+    if (p_.weight)
+      for (int64_t j = 0; j < count; ++j) scores[j] += log_weight_[j];
+    const int64_t at =
+        b_ * p_.mask.batch_stride + h_ * p_.mask.head_stride + i * p_.mask.row_stride + keys.begin;
+    if (p_.mask.visible)
+      for (int64_t j = 0; j < count; ++j)
+        scores[j] = p_.mask.visible[at + j] ? scores[j] : -kInfinity<A>;
+    if (p_.mask.bias)
+      for (int64_t j = 0; j < count; ++j)
+        scores[j] += p_.mask.bias[at + j] * static_cast<A>(kLog2E);
+    const int64_t visible = std::clamp<int64_t>(visible_keys(i) - keys.begin, 0, count);
+    std::fill(scores + visible, scores + count, -kInfinity<A>);
+  }
+
+  /// The sums of earlier blocks, where the maximum has moved.
+  void rescale(int64_t i, int64_t rows) {
+    for (int64_t row = i; row < i + rows; ++row) {
+      const A factor = rows_.factor[row];
+      if (factor == 1) continue;
+      for (int64_t e = 0; e < out_.stride; ++e) out_[row][e] *= factor;
+    }
+  }
+
+  void finish_row(const CoreResult<T>& result, int64_t i, int64_t row) {
+    const A max = rows_.max[row], sum = rows_.sum[row];
+    const A* sums = out_[row];
+    const A norm = sum == 0 ? 0 : 1 / sum;
+    A* out = row_buffer(result.out.of(b_, h_)[i], row_);
+    for (int64_t e = 0; e < p_.Dv; ++e) out[e] = norm == 0 ? 0 : sums[e] * norm;
+    store_row(out, p_.Dv, result.out.of(b_, h_)[i]);
+    *result.logsumexp.of(b_, h_)[i] =
+        sum == 0
+            ? -kInfinity<A>
+            : static_cast<A>(
+                  (static_cast<double>(max) * unit_ + std::log2(static_cast<double>(sum))) * kLn2);
+  }
+
+  const CoreProblem<T>& p_;
+  int64_t block_keys_;
+  bool scaled_;  // scores are multiplied by their unit before weights and masks are added
+  bool hides_;   // some scores are weighted or masked
+  A unit_;
+  int64_t b_ = 0, h_ = 0, size_;
+  PackedRows<E> queries_{}, keys_{}, values_{}, probabilities_{};
+  Word *columns_, *joined_ = nullptr;
+  Sums<A> scores_{}, out_{};
+  OnlineRows<A> rows_;
+  A *log_weight_, *row_;
+};
+
+}  // namespace
+}  // namespace kktorch::csrc

@@ -1,0 +1,191 @@
+#pragma once
+// Packing: rows of a tensor become operands of the micro-kernel. The affine maps of Attention-BN
+// are applied on the way, in accumulation type, with one rounding.
+#include <algorithm>
+
+#include "csrc/attention/bn_formulas.h"
+#include "csrc/attention/core/core.h"
+#include "csrc/attention/core/tile.h"
+#include "csrc/common/row_convert.h"
+
+namespace kktorch::csrc {
+namespace {
+
+constexpr int64_t round_up(int64_t n, int64_t multiple) {
+  return (n + multiple - 1) / multiple * multiple;
+}
+
+/// Words of `elements` elements that follow each other in the depth.
+template <typename E>
+constexpr int64_t words(int64_t elements) {
+  return (elements + E::kGroup - 1) / E::kGroup;
+}
+
+/// Width of rows of accumulators, and of words: whole vectors.
+template <typename A>
+constexpr int64_t padded(int64_t width) {
+  return round_up(width, kLanes<A>);
+}
+
+/// Rows are handled in pairs and in square blocks of vectors: blocks have room for whole ones, and
+/// the rows beyond the last are 0.
+template <typename A>
+constexpr int64_t padded_rows(int64_t rows) {
+  return round_up(rows, std::max(2, kLanes<A>));
+}
+
+/// Rows of elements, `stride` words apart, zero from the width on to the stride.
+template <typename E>
+struct PackedRows {
+  typename E::Word* data;
+  int64_t stride;
+
+  typename E::Element* operator[](int64_t row) const {
+    return reinterpret_cast<typename E::Element*>(data + row * stride);
+  }
+  Left<typename E::Word> from(int64_t row) const { return {data + row * stride, stride}; }
+};
+
+/// row[d] = map(d, from[d]), or the row as it is.
+struct Identity {};
+
+template <typename T, typename E, typename Map>
+inline void pack_row(const T* from, int64_t width, const Map& map, const PackedRows<E>& to,
+                     int64_t row, acc_t<T>* __restrict scratch /* [2 width] */) {
+  using Element = typename E::Element;
+  Element* const out = to[row];
+  if constexpr (std::is_same_v<Map, Identity> && std::is_same_v<T, Element>) {
+    std::copy_n(from, width, out);
+  } else {
+    const acc_t<T>* __restrict x = load_row(from, width, scratch);
+    acc_t<T>* __restrict y = row_buffer(out, scratch + width);
+    for (int64_t d = 0; d < width; ++d) {
+      if constexpr (std::is_same_v<Map, Identity>)
+        y[d] = x[d];
+      else
+        y[d] = map(d, x[d]);
+    }
+    store_row(y, width, out);
+  }
+  std::fill(out + width, out + to.stride * E::kGroup, Element(0));
+}
+
+template <typename E>
+inline void clear_rows(const PackedRows<E>& rows, int64_t begin, int64_t end) {
+  std::fill(rows.data + begin * rows.stride, rows.data + end * rows.stride, typename E::Word(0));
+}
+
+/// c of the keys `keys`; 0 where the weight is 0, whatever the key holds.
+template <typename T, typename E>
+void pack_keys(const CoreProblem<T>& p, int64_t b, int64_t hk, Block keys, const PackedRows<E>& to,
+               acc_t<T>* scratch) {
+  using A = acc_t<T>;
+  const auto statistics = p.statistics_of(b, hk);
+  const A *__restrict shift = statistics.shift, *__restrict mean = statistics.mean,
+          *__restrict rstd = statistics.rstd;
+  const auto map = [=](int64_t d, A k) { return ((k - shift[d]) - mean[d]) * rstd[d]; };
+  const auto rows = p.key.of(b, hk);
+  const A* weight = p.weight_of(b);
+  for (int64_t j = keys.begin; j < keys.end; ++j) {
+    if (weight && !(weight[j] > 0))
+      clear_rows(to, j - keys.begin, j - keys.begin + 1);
+    else
+      pack_row<T, E>(rows[j], p.D, map, to, j - keys.begin, scratch);
+  }
+  clear_rows(to, keys.end - keys.begin, padded_rows<A>(keys.end - keys.begin));
+}
+
+/// The values of the keys `keys`; 0 where the weight is 0, because 0 times NaN would be NaN.
+template <typename T, typename E>
+void pack_values(const CoreProblem<T>& p, int64_t b, int64_t hk, Block keys,
+                 const PackedRows<E>& to, acc_t<T>* scratch) {
+  const auto rows = p.value.of(b, hk);
+  const auto* weight = p.weight_of(b);
+  for (int64_t j = keys.begin; j < keys.end; ++j) {
+    if (weight && !(weight[j] > 0))
+      clear_rows(to, j - keys.begin, j - keys.begin + 1);
+    else
+      pack_row<T, E>(rows[j], p.Dv, Identity{}, to, j - keys.begin, scratch);
+  }
+  clear_rows(to, keys.end - keys.begin, padded_rows<acc_t<T>>(keys.end - keys.begin));
+}
+
+/// q^ of the queries `queries`, with the sign of the scale; its size is left to the softmax, where
+/// it costs no rounding of the operands.
+template <typename T, typename E>
+void pack_queries(const CoreProblem<T>& p, int64_t b, int64_t h, Block queries,
+                  const PackedRows<E>& to, acc_t<T>* scratch) {
+  using A = acc_t<T>;
+  const auto statistics = p.statistics_of(b, h / p.group());
+  const A *__restrict shift = statistics.shift, *__restrict mean = statistics.mean,
+          *__restrict rstd = statistics.rstd;
+  const A beta = p.beta[h], sign = p.scale < 0 ? -1 : 1;
+  const auto map = [=](int64_t d, A q) {
+    return shift_query(q, beta, shift[d], mean[d]) * (rstd[d] * sign);
+  };
+  const auto rows = p.query.of(b, h);
+  for (int64_t i = queries.begin; i < queries.end; ++i)
+    pack_row<T, E>(rows[i], p.D, map, to, i - queries.begin, scratch);
+  clear_rows(to, queries.end - queries.begin, padded_rows<A>(queries.end - queries.begin));
+}
+
+/// A square block of words, as many as a vector has lanes: rows become columns. Each of the log2
+/// stages interleaves row i with row i + half.
+template <typename A>
+inline void transpose_square(const A* from, int64_t from_stride, A* to, int64_t to_stride) {
+  using V = Vector<A>;
+  constexpr int kL = kLanes<A>, kHalf = kL / 2;
+  Vector<Bits<A>> low, high;
+  for (int i = 0; i < kL; ++i) {
+    low[i] = i / 2 + i % 2 * kL;
+    high[i] = i / 2 + i % 2 * kL + kHalf;
+  }
+  V rows[kL], mixed[kL];
+#pragma GCC unroll 16
+  for (int i = 0; i < kL; ++i) rows[i] = load<V>(from + i * from_stride);
+#pragma GCC unroll 4
+  for (int stage = 1; stage < kL; stage *= 2) {
+#pragma GCC unroll 8
+    for (int i = 0; i < kHalf; ++i) {
+      mixed[2 * i] = __builtin_shuffle(rows[i], rows[i + kHalf], low);
+      mixed[2 * i + 1] = __builtin_shuffle(rows[i], rows[i + kHalf], high);
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < kL; ++i) rows[i] = mixed[i];
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < kL; ++i) store(to + i * to_stride, rows[i]);
+}
+
+/// The rows as columns: depth is their words. `to` holds panels of [stride, kPanel].
+template <typename E>
+Right<typename E::Word> transposed(const PackedRows<E>& rows, int64_t count, typename E::Word* to) {
+  using W = typename E::Word;
+  constexpr int64_t kL = kLanes<W>, kP = kPanel<W>;
+  const int64_t panel_stride = kP * rows.stride;
+  for (int64_t row = 0; row < count; row += kL)
+    for (int64_t word = 0; word < rows.stride; word += kL)
+      transpose_square(rows.data + row * rows.stride + word, rows.stride,
+                       to + row / kP * panel_stride + word * kP + row % kP, kP);
+  return {to, kP, panel_stride};
+}
+
+/// The rows as rows: depth is their number. Single elements are used where they are; pairs join
+/// two rows in `to`.
+template <typename E>
+Right<typename E::Word> upright(const PackedRows<E>& rows, int64_t count, int64_t width,
+                                typename E::Word* to) {
+  using W = typename E::Word;
+  if constexpr (E::kGroup == 1) {
+    return {rows.data, rows.stride, kPanel<W>};
+  } else {
+    const int64_t stride = padded<W>(width);
+    for (int64_t row = 0; row < count; row += 2)
+      for (int64_t column = 0; column < stride; column += kLanes<W>)
+        E::join_rows(rows[row] + column, rows[row + 1] + column, to + row / 2 * stride + column);
+    return {to, stride, kPanel<W>};
+  }
+}
+
+}  // namespace
+}  // namespace kktorch::csrc

@@ -1,0 +1,169 @@
+#pragma once
+// Vectors of the widest kind that this instruction-set tier has, as compiler vectors: arithmetic
+// and comparisons are operators. Internal linkage, because every tier needs its own copy.
+#include <cstdint>
+#include <cstring>
+#include <type_traits>
+
+#ifdef __AVX512F__
+#include <immintrin.h>
+#endif
+
+namespace kktorch::csrc {
+namespace {
+
+#if defined(__AVX512F__)
+constexpr int kVectorBytes = 64;
+#elif defined(__AVX2__)
+constexpr int kVectorBytes = 32;
+#else
+constexpr int kVectorBytes = 16;
+#endif
+
+template <typename A>
+struct VectorOf {
+  typedef A type __attribute__((vector_size(kVectorBytes)));
+};
+template <typename A>
+using Vector = typename VectorOf<A>::type;
+
+template <typename A>
+using Bits = std::conditional_t<sizeof(A) == 8, int64_t, int32_t>;
+
+template <typename A>
+constexpr int kLanes = kVectorBytes / static_cast<int>(sizeof(A));
+
+template <typename V, typename P>
+inline V load(const P* from) {
+  V v;
+  std::memcpy(&v, from, sizeof(V));
+  return v;
+}
+
+template <typename V, typename P>
+inline void store(P* to, V v) {
+  std::memcpy(to, &v, sizeof(V));
+}
+
+template <typename A>
+inline Vector<A> broadcast(A value) {
+  return Vector<A>{} + value;
+}
+
+/// The larger of both, b where either is NaN.
+template <typename V>
+inline V larger(V a, V b) {
+  return a > b ? a : b;
+}
+
+/// Lane i + half of each vector, for i < half; the other lanes do not matter.
+template <typename A>
+inline Vector<A> upper_lanes(Vector<A> v, int half) {
+  Vector<Bits<A>> lanes;
+  for (int i = 0; i < kLanes<A>; ++i) lanes[i] = (i + half) % kLanes<A>;
+  return __builtin_shuffle(v, lanes);
+}
+
+template <typename A, typename F>
+inline A reduce(Vector<A> v, const F& f) {
+#pragma GCC unroll 4
+  for (int half = kLanes<A> / 2; half > 0; half /= 2) v = f(v, upper_lanes<A>(v, half));
+  return v[0];
+}
+
+template <typename A>
+inline A reduce_sum(Vector<A> v) {
+  return reduce<A>(v, [](auto a, auto b) { return a + b; });
+}
+
+template <typename A>
+inline A reduce_max(Vector<A> v) {
+  return reduce<A>(v, [](auto a, auto b) { return larger(a, b); });
+}
+
+/// 2^f on |f| <= 1/2, exact at 0. Minimax for float (relative error 1e-4 and 2e-9), the Taylor
+/// series for double.
+constexpr float kExp2Low[] = {1.f, 0.693282927f, 0.242210959f, 0.0550089312f};
+constexpr float kExp2High[] = {1.f,
+                               0.693147203f,
+                               0.240226479f,
+                               0.0555033247f,
+                               0.00961843736f,
+                               0.00133988744f,
+                               0.000153533621f};
+constexpr double kExp2Double[] = {1.,
+                                  0.69314718055994531,
+                                  0.24022650695910071,
+                                  0.055504108664821580,
+                                  0.0096181291076284772,
+                                  0.0013333558146428443,
+                                  1.5403530393381609e-4,
+                                  1.5252733804059841e-5,
+                                  1.3215486790144309e-6,
+                                  1.0178086009239700e-7,
+                                  7.0549116208011233e-9,
+                                  4.4455382718708114e-10,
+                                  2.5678435993488205e-11,
+                                  1.3691488853904129e-12};
+
+/// 2^n p, n a whole number: 0 below the normal numbers.
+template <typename A>
+inline Vector<A> scale_by_power(Vector<A> p, Vector<A> n);
+
+/// x minus the nearest whole number; finite where x is -inf.
+template <typename A>
+inline Vector<A> fraction(Vector<A> x);
+
+#ifdef __AVX512DQ__
+template <>
+inline Vector<float> scale_by_power<float>(Vector<float> p, Vector<float> n) {
+  return _mm512_scalef_ps(p, n);
+}
+template <>
+inline Vector<double> scale_by_power<double>(Vector<double> p, Vector<double> n) {
+  return _mm512_scalef_pd(p, n);
+}
+template <>
+inline Vector<float> fraction<float>(Vector<float> x) {
+  return _mm512_reduce_ps(x, 0);
+}
+template <>
+inline Vector<double> fraction<double>(Vector<double> x) {
+  return _mm512_reduce_pd(x, 0);
+}
+#else
+/// Added to a number, leaves its nearest whole number in the last bits: 1.5 2^(digits - 1).
+template <typename A>
+constexpr A kWholeBits = sizeof(A) == 8 ? A(6755399441055744.) : A(12582912.);
+template <typename A>
+constexpr A kLowestPower = sizeof(A) == 8 ? A(-1021) : A(-125);
+
+template <typename A>
+inline Vector<A> scale_by_power(Vector<A> p, Vector<A> n) {
+  using Integers = Vector<Bits<A>>;
+  constexpr int kMantissa = sizeof(A) == 8 ? 52 : 23;
+  const auto lowest = broadcast(kLowestPower<A>);
+  const auto exponent = reinterpret_cast<Integers>(larger(lowest, n) + kWholeBits<A>) << kMantissa;
+  const auto scaled = reinterpret_cast<Vector<A>>(reinterpret_cast<Integers>(p) + exponent);
+  return n < lowest ? Vector<A>{} : scaled;
+}
+
+template <typename A>
+inline Vector<A> fraction(Vector<A> x) {
+  const auto finite = larger(broadcast(2 * kLowestPower<A>), x);
+  return finite - ((finite + kWholeBits<A>)-kWholeBits<A>);
+}
+#endif
+
+/// 2^x by a polynomial with the given coefficients; 0 of -inf, NaN of NaN.
+template <typename A, int64_t kTerms>
+inline Vector<A> exp2(Vector<A> x, const A (&coefficients)[kTerms]) {
+  const auto f = fraction<A>(x);
+  auto p = broadcast(coefficients[kTerms - 1]);
+#pragma GCC unroll 16
+  for (int64_t k = kTerms - 2; k >= 0; --k) p = p * f + coefficients[k];
+  return scale_by_power<A>(p, x - f);
+}
+
+}  // namespace
+}  // namespace kktorch::csrc

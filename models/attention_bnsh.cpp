@@ -112,8 +112,9 @@ std::tuple<Tensor, Tensor> AttentionBNSHImpl::forward(const Tensor& query, const
 
   const auto masks = op_masks(options, x, batched, key_padding_mask, attn_mask, is_causal);
   const double dropout = is_training() ? options.dropout : 0.0;
+  const bool materialise = need_weights || observer;
   Tensor heads, weights;
-  if (options.pools() && !conv_k && !is_causal && !attn_mask.defined() && !need_weights) {
+  if (options.pools() && !conv_k && !is_causal && !attn_mask.defined() && !materialise) {
     heads = detail::attend_pooled_inputs(*this, x, memory, content, masks.padding, dropout);
   } else {
     auto projected = project(x, memory, content);
@@ -123,15 +124,16 @@ std::tuple<Tensor, Tensor> AttentionBNSHImpl::forward(const Tensor& query, const
       k = conv_k->forward(k, masks.padding, is_causal);
     }
     heads = detail::attend(*this, q, k, v, masks, dropout);
-    if (need_weights) {
+    if (materialise) {
       // The output is P v: with the identity in place of v it is P itself, whatever the variant.
       const auto size = k.size(2);
       const auto eye = torch::eye(size, v.options()).expand({k.size(0), k.size(1), size, size});
       weights = detail::attend(*this, q, k, eye, masks, /*dropout=*/0.0);
-      if (average_attn_weights) weights = weights.mean(1);
-      if (!batched) weights = weights.squeeze(0);
     }
   }
+  if (observer) observer({.outputs = heads, .weights = weights, .key_padding = masks.padding});
+  weights = !need_weights ? Tensor() : average_attn_weights ? weights.mean(1) : weights;
+  if (weights.defined() && !batched) weights = weights.squeeze(0);
   const auto out = out_proj->forward(heads.transpose(1, 2).flatten(2));
   return {!batched ? out.squeeze(0) : options.batch_first ? out : out.transpose(0, 1), weights};
 }

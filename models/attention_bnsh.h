@@ -3,6 +3,7 @@
 // linear counterparts of these (ops/attention_bn.h, ops/attention_sh.h, ops/linear_attention.h).
 #include <torch/torch.h>
 
+#include <functional>
 #include <optional>
 #include <string>
 #include <tuple>
@@ -55,6 +56,13 @@ struct AttentionBNSHOptions {
 /// Window of every head: 1 for one head, {1, 2} for two to seven, {1, 2, 4, 8} from eight on, each
 /// for an equal share of neighbouring heads.
 std::vector<int64_t> default_scales(int64_t heads);
+
+/// What the heads did in a forward pass, B first whatever the layout of the layer.
+struct HeadRecord {
+  torch::Tensor outputs;      ///< [B, H, L, Dv], before the output projection
+  torch::Tensor weights;      ///< [B, H, L, S], see need_weights of forward()
+  torch::Tensor key_padding;  ///< bool [B, S], True = ignored; undefined if no key is
+};
 
 /// Multi-head attention with the parameters, masks and layouts of torch.nn.MultiheadAttention.
 ///
@@ -139,6 +147,9 @@ class AttentionBNSHImpl : public torch::nn::Cloneable<AttentionBNSHImpl> {
     if (!options.normalises()) return 0.0;
     return beta.defined() ? 1.0 : options.beta_init;
   }
+
+  /// If set, called by every forward pass, which then costs what need_weights costs.
+  std::function<void(const HeadRecord&)> observer;
 
   AttentionBNSHOptions options;
   torch::Tensor in_proj_weight, q_proj_weight, k_proj_weight, v_proj_weight, in_proj_bias;

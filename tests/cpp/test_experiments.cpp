@@ -101,7 +101,7 @@ TEST(Registry, EveryExperimentSaysWhatItClaimsAndWhatNot) {
   EXPECT_TRUE(names.contains("primal-dual svr"));
   EXPECT_NE(error_of([] {
               find_experiment("primal-dual", "nothing");
-            }).find("reproduce: expected one of primal-dual retrieval, primal-dual svr"),
+            }).find("reproduce: expected one of primal-dual uea, primal-dual digits"),
             std::string::npos);
 }
 

@@ -8,7 +8,7 @@ import re
 
 import pytest
 import torch
-from kktorch.report import load_experiment, render
+from kktorch.report import load, load_experiment, render
 from kktorch.report.__main__ import main
 from kktorch.report.page import _percent
 from kktorch.report.runs import Spread
@@ -251,3 +251,42 @@ def test_bad_folders_are_named_and_nothing_is_written(experiment, tmp_path, caps
     assert main([str(experiment)]) == 1
     assert "bn-seed0/metrics.jsonl:1: expected JSON, but got" in capsys.readouterr().err
     assert not (experiment / "report.html").exists()
+
+
+# ---- results of `kktorch reproduce`
+
+
+@pytest.fixture
+def reproduction(tmp_path):
+    """A result with bars, of which one is missing, and with a grid of maps."""
+    cell = {"text": "0.50 ± 0.10", "value": 0.5, "sd": 0.1}
+    experiment = {"paper": "p", "name": "e", "preset": "smoke", "first_seed": 1}
+    config = {"experiment": experiment, "settings": {"seeds": 1}}
+    figure = {"axis": "distance", "across": "method", "logarithmic": False, "bars": True}
+    table = {"title": "Distances", "columns": ["model", "first", "second"], "note": ""}
+    table |= {"rows": [["before", cell, cell], ["after", cell, "–"]], "figure": figure}
+    grid = {"title": "Maps", "down": "query", "across": "key", "quantity": "probability"}
+    grid |= {"columns": ["head 1", "head 2"], "note": "Of one example."}
+    grid["rows"] = [
+        {"name": "softmax", "maps": [[[1, 0], [0.5, 0.5]], [[0, 1], [0.2, 0.8]]]},
+        {"name": "bn", "maps": [[[0.5, 0.5], [0.5, 0.5]], [[0.1, 0.9], [0.2, 0.8]]]},
+    ]
+    result = config | {"title": "T", "claim": "C", "limits": "L", "seeds": [1], "threads": 1}
+    result |= {"seconds": 1.0, "tables": [table], "maps": [grid]}
+    write_json(tmp_path / "config.json", config)
+    write_json(tmp_path / "result.json", result)
+    return tmp_path
+
+
+def test_bars_and_maps_of_a_result_are_drawn(reproduction):
+    page = Page(render([load(reproduction)]))
+    assert page.row("after") == ["after", "0.50 ± 0.10", "–"]
+    bars, maps = page.plots
+    for label in ("distance", "method", "first", "second", "before", "after"):
+        assert f">{label}<" in bars
+    # A bar per number, and one in the legend.
+    assert bars.count("fill: #0072b2") == 2 + 1 and bars.count("fill: #d55e00") == 1 + 1
+    for label in ("softmax", "bn", "query", "key", "head 1", "head 2", "probability"):
+        assert f">{label}<" in maps
+    # An image per matrix, and a scale per row.
+    assert maps.count("<image") == 4 + 2 and "Maps. Of one example." in page.text

@@ -3,12 +3,13 @@
 import json
 import re
 
+import numpy as np
 import pytest
 from kktorch.report import load, render
 from kktorch.report.__main__ import main
 from test_report import Page
 
-EXPERIMENTS = ["uea", "digits", "retrieval", "svr"]
+EXPERIMENTS = ["uea", "digits", "redundancy", "retrieval", "svr"]
 
 
 @pytest.fixture(scope="module", params=EXPERIMENTS)
@@ -43,7 +44,8 @@ def test_run_folder_holds_configuration_claim_and_tables(finished):
     table = (folder / "table.txt").read_text()
     assert table in printed, "the table is printed"
     for name, value in config["settings"].items():
-        assert re.search(rf"^{name} +{re.escape(json.dumps(value)[:5])}", printed, re.M), name
+        text = value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
+        assert re.search(rf"^{name} +{re.escape(text)}$", printed, re.M), name
     for text in (result["claim"], result["limits"], *(t["title"] for t in result["tables"])):
         assert text in table
 
@@ -74,7 +76,7 @@ def test_same_seed_same_numbers_and_other_seed_others(kk, finished, tmp_path):
 def test_wrong_command_lines_are_refused(kk, tmp_path):
     kk("reproduce", "primal-dual", "--experiment", "svr", "--preset", "huge", code=2)
     refused = kk("reproduce", "primal-dual", code=1, cwd=tmp_path).stderr
-    assert "reproduce: expected one of primal-dual retrieval, primal-dual svr, but got" in refused
+    assert f"reproduce: expected one of primal-dual {EXPERIMENTS[0]}, primal-dual" in refused
     assert list(tmp_path.iterdir()) == []
 
 
@@ -100,13 +102,30 @@ def test_page_shows_claim_and_limits_beside_every_table(finished):
 
 def test_plots_have_a_point_for_every_number(finished):
     folder, _ = finished
-    tables = [table for table in read_json(folder / "result.json")["tables"] if table["figure"]]
+    result = read_json(folder / "result.json")
+    tables = [table for table in result["tables"] if table["figure"]]
     plots = Page(render([load(folder)])).plots
-    assert len(plots) == len(tables) > 0
-    for table, plot in zip(tables, plots, strict=True):
+    assert len(plots) == len(tables) + len(result["maps"]) and tables
+    for table, plot in zip(tables, plots, strict=False):
         assert f">{table['figure']['axis']}<" in plot and f">{table['figure']['across']}<" in plot
         for label in [*table["columns"][1:], *(row[0] for row in table["rows"])]:
             assert f">{label}<" in plot
+
+
+def test_maps_are_probabilities_and_are_drawn(finished):
+    folder, _ = finished
+    grids = read_json(folder / "result.json")["maps"]
+    assert bool(grids) == (folder.name == "redundancy")
+    page = Page(render([load(folder)]))
+    for grid, plot in zip(grids, page.plots[len(page.plots) - len(grids) :], strict=True):
+        assert [row["name"] for row in grid["rows"]] == ["softmax", "bn"]
+        for row in grid["rows"]:
+            maps = np.array(row["maps"])  # rounded to four decimals
+            assert maps.shape[0] == len(grid["columns"]) and maps.shape[1] == maps.shape[2] > 1
+            assert maps.min() >= 0 and np.abs(maps.sum(2) - 1).max() <= 5e-5 * maps.shape[2]
+        for label in (*grid["columns"], grid["across"], grid["quantity"]):
+            assert f">{label}<" in plot
+        assert grid["title"] in page.text and grid["note"] in page.text
 
 
 def test_page_of_a_run_that_has_not_finished(finished, tmp_path, capsys):

@@ -3,8 +3,10 @@
 #include <functional>
 #include <nlohmann/json.hpp>
 #include <string>
+#include <utility>
 #include <vector>
 
+#include "train/experiments/map_grid.h"
 #include "train/experiments/result.h"
 
 namespace kktorch {
@@ -23,6 +25,15 @@ T by_preset(Preset preset, T smoke, T quick, T full) {
   return preset == Preset::kSmoke ? smoke : preset == Preset::kQuick ? quick : full;
 }
 
+/// What an experiment found: tables, most often nothing else.
+struct Findings {
+  Findings(std::vector<ResultTable> tables, std::vector<MapGrid> maps = {})
+      : tables(std::move(tables)), maps(std::move(maps)) {}
+
+  std::vector<ResultTable> tables;
+  std::vector<MapGrid> maps;
+};
+
 struct Experiment {
   std::string paper, name, title;
   std::string claim;               ///< one sentence: what the paper says, and what is checked
@@ -34,7 +45,7 @@ struct Experiment {
   std::function<nlohmann::ordered_json(Preset)> settings;
 
   /// @throws DivergedError if a value is not finite.
-  std::function<std::vector<ResultTable>(Context&)> run;
+  std::function<Findings(Context&)> run;
 };
 
 }  // namespace kktorch

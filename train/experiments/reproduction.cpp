@@ -51,8 +51,9 @@ std::string config_text(const ordered_json& config) {
 }
 
 ordered_json result_of(const Experiment& experiment, const ordered_json& config, Context context) {
+  const auto found = experiment.run(context);
   ordered_json tables = ordered_json::array();
-  for (const auto& table : experiment.run(context)) tables.push_back(to_json(table));
+  for (const auto& table : found.tables) tables.push_back(to_json(table));
   auto result = config;
   result["title"] = experiment.title;
   result["claim"] = experiment.claim;
@@ -61,6 +62,7 @@ ordered_json result_of(const Experiment& experiment, const ordered_json& config,
   result["threads"] = at::get_num_threads();
   result["seconds"] = context.seconds();
   result["tables"] = std::move(tables);
+  result["maps"] = nlohmann::json(found.maps);
   return result;
 }
 

@@ -36,6 +36,7 @@ struct Figure {
   std::string axis;          ///< what the numbers are, with their unit
   std::string across;        ///< what the columns are
   bool logarithmic = false;  ///< of the numbers; zeros are then left out
+  bool bars = false;         ///< from zero up, in place of points
 };
 
 struct ResultTable {
@@ -46,7 +47,8 @@ struct ResultTable {
   std::optional<Figure> figure;
 };
 
-/// {"title", "columns", "rows", "note", "figure": null or {"axis", "across", "logarithmic"}}
+/// {"title", "columns", "rows", "note", "figure": null or {"axis", "across", "logarithmic",
+/// "bars"}}
 nlohmann::ordered_json to_json(const ResultTable& table);
 
 /// Title, aligned columns and note of a table in its JSON form.

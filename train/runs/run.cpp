@@ -24,13 +24,6 @@ Trainer::Data split_data(const RunConfig& config, const Dataset& dataset) {
   return {all.select(split.rest), all.select(split.held_out), dataset.test};
 }
 
-Classifier initial_model(const RunConfig& config, const Examples& fit) {
-  seed_torch(config.training.seed, "initial weights");
-  auto model = make_classifier(config.model);
-  standardise(model, fit);
-  return model;
-}
-
 TrainerOptions trainer_options(const TrainingConfig& training) {
   return {.epochs = training.epochs,
           .steps = training.steps,
@@ -127,6 +120,13 @@ std::string runs_inside(const fs::path& folder) {
 
 }  // namespace
 
+Classifier initial_model(const RunConfig& config, const Dataset& dataset) {
+  seed_torch(config.training.seed, "initial weights");
+  auto model = make_classifier(config.model);
+  standardise(model, split_data(config, dataset).fit);
+  return model;
+}
+
 std::optional<json> train_run(const fs::path& folder, const RunConfig& config,
                               const Dataset& dataset, const std::string& label) {
   if (fs::exists(folder / "config.json"))
@@ -136,7 +136,7 @@ std::optional<json> train_run(const fs::path& folder, const RunConfig& config,
   write_file(folder / "config.json", to_json(config).dump(2) + '\n');
 
   const auto data = split_data(config, dataset);
-  const auto model = initial_model(config, data.fit);
+  const auto model = initial_model(config, dataset);
   Trainer trainer(module_of(model), forward_of(model), data, trainer_options(config.training));
   if (fs::exists(folder / "checkpoint.pt"))
     trainer.restore(load_checkpoint(folder / "checkpoint.pt"));

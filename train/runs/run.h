@@ -22,6 +22,10 @@ std::optional<nlohmann::json> train_run(const std::filesystem::path& folder,
                                         const RunConfig& config, const Dataset& dataset,
                                         const std::string& label);
 
+/// The model that train_run starts from: initial weights by the seed, inputs standardised by the
+/// examples that are fitted.
+Classifier initial_model(const RunConfig& config, const Dataset& dataset);
+
 /// The trained model of a run folder.
 struct TrainedModel {
   RunConfig config;

@@ -46,6 +46,7 @@ def _reproduction(reproduction: Reproduction) -> dict:
             table | {"image": _image(table["figure"] and plots.cells(table))}
             for table in result.get("tables", [])
         ],
+        "maps": [grid | {"image": _image(plots.maps(grid))} for grid in result.get("maps", [])],
     }
 
 

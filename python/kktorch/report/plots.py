@@ -150,16 +150,19 @@ def cells(table: dict) -> str:
             drawn = [
                 (place + shift, cell["value"], *_ends(cell))
                 for place, cell in enumerate(row)
-                if cell["value"] > 0 or not figure["logarithmic"]
+                if isinstance(cell, dict) and (cell["value"] > 0 or not figure["logarithmic"])
             ]
             x, y, low, high = np.array(drawn, dtype=float).reshape(-1, 4).T
             style = {
                 "color": _COLOURS[index % len(_COLOURS)],
-                "marker": "os^"[index // len(_COLOURS) % 3],  # colours come back
-                "linestyle": "none",
-                "markersize": 4.5,
+                "yerr": [list(y - low), list(high - y)],
+                "label": label,
             }
-            axis.errorbar(x, y, [list(y - low), list(high - y)], label=label, **style)
+            if figure["bars"]:
+                axis.bar(x, y, width=0.65 / len(rows), ecolor="#1d2530", capsize=3, **style)
+            else:
+                marker = "os^"[index // len(_COLOURS) % 3]  # colours come back
+                axis.errorbar(x, y, marker=marker, linestyle="none", markersize=4.5, **style)
         if figure["logarithmic"]:
             axis.set_yscale("log")
         axis.set_xticks(range(len(names)), names)
@@ -209,3 +212,24 @@ def confusion(runs: list[Run]) -> str | None:
 
     side = min(max(3.6, 0.42 * len(labels) + 1.2), 9)
     return _svg(draw, side + 1, side)
+
+
+def maps(grid: dict) -> str:
+    """An image for each matrix of a grid; the images of a row share their scale of colours."""
+    rows, columns = grid["rows"], grid["columns"]
+
+    def draw(figure):
+        axes = figure.subplots(len(rows), len(columns), squeeze=False, sharex=True, sharey=True)
+        for line, row in zip(axes, rows, strict=True):
+            largest = np.max(row["maps"])
+            for axis, matrix in zip(line, row["maps"], strict=True):
+                image = axis.imshow(matrix, vmin=0, vmax=largest, interpolation="nearest")
+                axis.grid(False)
+            line[0].set_ylabel(f"{row['name']}\n{grid['down']}")
+            bar = figure.colorbar(image, ax=line, label=grid["quantity"], pad=0.01)
+            bar.outline.set_visible(False)
+        for column, name in zip(axes.T, columns, strict=True):
+            column[0].set_title(name)
+            column[-1].set_xlabel(grid["across"])
+
+    return _svg(draw, 1.5 + 1.25 * len(columns), 0.6 + 1.5 * len(rows))

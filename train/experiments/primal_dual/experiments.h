@@ -8,6 +8,7 @@ namespace kktorch::primal_dual {
 inline constexpr const char* kPaper = "primal-dual";
 
 Experiment digits();
+Experiment redundancy();
 Experiment retrieval();
 Experiment svr();
 Experiment uea();

@@ -19,25 +19,13 @@ constexpr Column kColumns[] = {{"final", "final epoch"},
                                {"best_validation", "best on validation"},
                                {"best_test", "best on test (optimistic)"}};
 
-RunConfig base_config(const json& settings, const Dataset& dataset) {
-  auto config = preset(dataset.kind);
-  auto& training = config.training;
-  settings.at("epochs").get_to(training.epochs);
-  settings.at("steps").get_to(training.steps);
-  return config;
-}
-
 /// Test accuracies in percent of a finished run, by column.
 std::vector<double> train(Context& context, const Dataset& dataset, const std::string& method,
                           uint64_t seed) {
-  auto config = base_config(context.settings(), dataset);
-  config.method = method;
-  auto& encoder = encoder_of(config.model);
-  encoder = method_named(method, encoder).encoder;
-  config.training.seed = seed;
+  const auto config = comparison_run(context.settings(), dataset, method, seed);
   const auto name = fmt::format("{}-{}-seed{}", dataset.name, method, seed);
   const auto found = context.part(name, [&](const std::filesystem::path& folder) {
-    const auto summary = train_run(folder / "run", complete_config(config, dataset), dataset, name);
+    const auto summary = train_run(folder / "run", config, dataset, name);
     if (!summary) throw Interrupted();
     json accuracies;
     for (const auto& column : kColumns)
@@ -102,6 +90,19 @@ nlohmann::ordered_json comparison_settings(DataKind kind, std::vector<std::strin
           {"epochs", training.epochs},
           {"steps", training.steps},
           {"seeds", seeds}};
+}
+
+RunConfig comparison_run(const json& settings, const Dataset& dataset, const std::string& method,
+                         uint64_t seed) {
+  auto config = preset(dataset.kind);
+  auto& encoder = encoder_of(config.model);
+  config.method = method;
+  encoder = method_named(method, encoder).encoder;
+  auto& training = config.training;
+  settings.at("epochs").get_to(training.epochs);
+  settings.at("steps").get_to(training.steps);
+  training.seed = seed;
+  return complete_config(config, dataset);
 }
 
 std::vector<ResultTable> compare_methods(Context& context) {

@@ -8,7 +8,7 @@ from kktorch.report import load, render
 from kktorch.report.__main__ import main
 from test_report import Page
 
-EXPERIMENTS = ["uea", "digits", "retrieval", "svr"]
+EXPERIMENTS = ["uea", "digits", "listops", "controls", "retrieval", "svr"]
 
 
 @pytest.fixture(scope="module", params=EXPERIMENTS)
@@ -43,7 +43,8 @@ def test_run_folder_holds_configuration_claim_and_tables(finished):
     table = (folder / "table.txt").read_text()
     assert table in printed, "the table is printed"
     for name, value in config["settings"].items():
-        assert re.search(rf"^{name} +{re.escape(json.dumps(value)[:5])}", printed, re.M), name
+        shown = value if isinstance(value, str) else json.dumps(value)
+        assert re.search(rf"^{name} +{re.escape(shown[:5])}", printed, re.M), name
     for text in (result["claim"], result["limits"], *(t["title"] for t in result["tables"])):
         assert text in table
 
@@ -74,7 +75,7 @@ def test_same_seed_same_numbers_and_other_seed_others(kk, finished, tmp_path):
 def test_wrong_command_lines_are_refused(kk, tmp_path):
     kk("reproduce", "primal-dual", "--experiment", "svr", "--preset", "huge", code=2)
     refused = kk("reproduce", "primal-dual", code=1, cwd=tmp_path).stderr
-    assert "reproduce: expected one of primal-dual retrieval, primal-dual svr, but got" in refused
+    assert f"reproduce: expected one of primal-dual {EXPERIMENTS[0]}, primal-dual" in refused
     assert list(tmp_path.iterdir()) == []
 
 
@@ -105,7 +106,8 @@ def test_plots_have_a_point_for_every_number(finished):
     assert len(plots) == len(tables) > 0
     for table, plot in zip(tables, plots, strict=True):
         assert f">{table['figure']['axis']}<" in plot and f">{table['figure']['across']}<" in plot
-        for label in [*table["columns"][1:], *(row[0] for row in table["rows"])]:
+        places = [] if table["figure"]["scatter"] else table["columns"][1:]
+        for label in [*places, *(row[0] for row in table["rows"])]:
             assert f">{label}<" in plot
 
 

@@ -70,7 +70,8 @@ nlohmann::ordered_json to_json(const ResultTable& table) {
   if (table.figure)
     figure = {{"axis", table.figure->axis},
               {"across", table.figure->across},
-              {"logarithmic", table.figure->logarithmic}};
+              {"logarithmic", table.figure->logarithmic},
+              {"scatter", table.figure->scatter}};
   return {{"title", table.title},
           {"columns", table.columns},
           {"rows", table.rows},

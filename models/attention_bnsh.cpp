@@ -145,7 +145,6 @@ std::pair<Tensor, Tensor> AttentionBNSHImpl::projection(size_t i) const {
   return {std::array{q_proj_weight, k_proj_weight, v_proj_weight}[i], bias};
 }
 
-/// Query, key and value heads [B, heads, length, width].
 std::vector<Tensor> AttentionBNSHImpl::project(const Tensor& query, const Tensor& key,
                                                const Tensor& value) const {
   std::vector<Tensor> projected;

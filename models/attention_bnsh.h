@@ -157,9 +157,12 @@ class AttentionBNSHImpl : public torch::nn::Cloneable<AttentionBNSHImpl> {
   TokenConv conv_q{nullptr}, conv_k{nullptr};
   torch::nn::Linear out_proj{nullptr};
 
- private:
-  std::vector<torch::Tensor> project(const torch::Tensor& query, const torch::Tensor& key,
-                                     const torch::Tensor& value) const;
+ protected:
+  /// Query, key and value heads [B, heads, length, width] of the inputs [B, length, width].
+  /// Virtual, so that a variation of the layer can change them before they are compared; heads that
+  /// pool before their projections do not come by here.
+  virtual std::vector<torch::Tensor> project(const torch::Tensor& query, const torch::Tensor& key,
+                                             const torch::Tensor& value) const;
 };
 TORCH_MODULE(AttentionBNSH);
 

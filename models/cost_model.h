@@ -25,4 +25,10 @@ struct BlockShape {
 /// normalisation of Attention-BN, about 6 N d, is left out.
 double block_flops(const BlockShape& shape, double pooled_fraction = 1.0, bool pool_first = true);
 
+/// The same with linear attention in `heads` heads, pooled first. Its sums over keys and its
+/// products with queries take the place of the attention's 4 N^2 d r:
+///
+///     2 N d (d / heads) (1 + r)
+double linear_block_flops(const BlockShape& shape, int64_t heads, double pooled_fraction = 1.0);
+
 }  // namespace kktorch

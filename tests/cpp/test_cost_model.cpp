@@ -41,5 +41,15 @@ TEST(CostModel, CountsEveryProduct) {
   EXPECT_EQ(pooled_fraction({1, 2, 4, 4}), 0.5);
 }
 
+TEST(CostModel, LinearAttentionReplacesTheProductsOfAllPairs) {
+  // Per head of width 2: keys times values and queries times their sum, each N x 2 x 2.
+  const BlockShape shape{3, 4, 5};
+  const double pairs = 2 * (2 * 3 * 3 * 4), linear = 2 * (2 * 2 * (3 * 2 * 2));
+  EXPECT_EQ(linear_block_flops(shape, 2), block_flops(shape) - pairs + linear);
+  // Half the keys: half of the keys' projections, and of the products of keys and values.
+  EXPECT_EQ(linear_block_flops(shape, 2) - linear_block_flops(shape, 2, 0.5),
+            2 * (3 * 4 * 4) + linear / 4);
+}
+
 }  // namespace
 }  // namespace kktorch

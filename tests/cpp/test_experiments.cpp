@@ -1,5 +1,5 @@
 // Experiments: the registry, run folders and what stops a run, tables, and the two experiments that
-// train no classifier.
+// train no classifier (the others: test_training_comparison.cpp).
 #include <gtest/gtest.h>
 #include <torch/torch.h>
 
@@ -249,7 +249,7 @@ TEST(Retrieval, HeadsLearnWhatTheirNameSays) {
     RetrievalCase c(method);
     const auto named = c.head.named_parameters();
     EXPECT_EQ(named.contains("beta"), method.learned_beta) << method.name;
-    EXPECT_EQ(named.contains("query_bias"), method.query_bias) << method.name;
+    EXPECT_EQ(named.contains("control.query_bias"), method.control.query_bias) << method.name;
     EXPECT_EQ(method.name.find("learned") != std::string::npos, method.learned_beta);
     EXPECT_EQ(method.name.find("std") != std::string::npos, method.use_std);
   }

@@ -262,7 +262,7 @@ def reproduction(tmp_path):
     cell = {"text": "0.50 ± 0.10", "value": 0.5, "sd": 0.1}
     experiment = {"paper": "p", "name": "e", "preset": "smoke", "first_seed": 1}
     config = {"experiment": experiment, "settings": {"seeds": 1}}
-    figure = {"axis": "distance", "across": "method", "logarithmic": False, "bars": True}
+    figure = {"axis": "distance", "across": "method", "logarithmic": False, "form": "bars"}
     table = {"title": "Distances", "columns": ["model", "first", "second"], "note": ""}
     table |= {"rows": [["before", cell, cell], ["after", cell, "–"]], "figure": figure}
     grid = {"title": "Maps", "down": "query", "across": "key", "quantity": "probability"}

@@ -8,8 +8,9 @@ namespace kktorch {
 
 const std::vector<Experiment>& experiments() {
   static const std::vector<Experiment> all = {
-      primal_dual::uea(),       primal_dual::digits(), primal_dual::redundancy(),
-      primal_dual::retrieval(), primal_dual::svr(),
+      primal_dual::uea(),      primal_dual::digits(),     primal_dual::listops(),
+      primal_dual::controls(), primal_dual::redundancy(), primal_dual::retrieval(),
+      primal_dual::svr(),
   };
   return all;
 }

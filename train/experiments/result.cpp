@@ -71,7 +71,7 @@ nlohmann::ordered_json to_json(const ResultTable& table) {
     figure = {{"axis", table.figure->axis},
               {"across", table.figure->across},
               {"logarithmic", table.figure->logarithmic},
-              {"bars", table.figure->bars}};
+              {"form", table.figure->form}};
   return {{"title", table.title},
           {"columns", table.columns},
           {"rows", table.rows},

@@ -31,12 +31,13 @@ Cell difference_cell(std::span<const double> a, std::span<const double> b,
 /// The largest of values, with the smallest and the largest as its range.
 Cell largest_cell(std::span<const double> values, const std::string& format);
 
-/// Draws the rows of a table as series over its columns.
+/// Draws the rows of a table as series over its columns or, as a "scatter", as points whose
+/// places are their first two numbers.
 struct Figure {
-  std::string axis;          ///< what the numbers are, with their unit
-  std::string across;        ///< what the columns are
-  bool logarithmic = false;  ///< of the numbers; zeros are then left out
-  bool bars = false;         ///< from zero up, in place of points
+  std::string axis;    ///< what the numbers are, with their unit; of a scatter, the second ones
+  std::string across;  ///< what the columns are; of a scatter, the first numbers
+  bool logarithmic = false;     ///< of the numbers; zeros are then left out
+  const char* form = "points";  ///< "points", "bars" from zero up, or "scatter"
 };
 
 struct ResultTable {
@@ -48,7 +49,7 @@ struct ResultTable {
 };
 
 /// {"title", "columns", "rows", "note", "figure": null or {"axis", "across", "logarithmic",
-/// "bars"}}
+/// "form"}}
 nlohmann::ordered_json to_json(const ResultTable& table);
 
 /// Title, aligned columns and note of a table in its JSON form.

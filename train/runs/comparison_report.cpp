@@ -7,19 +7,12 @@
 
 #include "train/loop/statistics.h"
 #include "train/loop/table.h"
+#include "train/runs/run.h"
 
 namespace kktorch {
 namespace {
 
 using nlohmann::json;
-
-// The columns of the table: the epoch at which a run is measured, and whether test data chose it.
-struct Column {
-  const char *key, *label;
-};
-constexpr Column kColumns[] = {{"final", "final epoch"},
-                               {"best_validation", "best on validation"},
-                               {"best_test", "best on test (optimistic)"}};
 
 std::vector<double> accuracies(const std::vector<json>& runs, const std::string& column) {
   std::vector<double> values;
@@ -73,7 +66,7 @@ json summarise(const std::vector<std::string>& labels, const RunSummaries& runs,
   for (const auto& label : labels) {
     const auto& own = runs.at(label);
     json method = {{"method", label}, {"seeds", own.size()}};
-    for (const auto& [key, heading] : kColumns) {
+    for (const auto& [key, heading] : kChosenEpochs) {
       const auto values = accuracies(own, key);
       method[key] = {{"mean", mean(values)}, {"sd", sample_sd(values)}};
     }
@@ -96,13 +89,13 @@ json summarise(const std::vector<std::string>& labels, const RunSummaries& runs,
 
 std::string table_text(const json& summary, const RunSummaries& runs) {
   std::vector<std::string> header = {"method"};
-  for (const auto& column : kColumns) header.emplace_back(column.label);
+  for (const auto& epoch : kChosenEpochs) header.emplace_back(epoch.label);
   header.insert(header.end(), {"parameters", "seconds"});
   Table table(header);
   for (const auto& method : summary.at("methods")) {
     const auto label = method.at("method").get<std::string>();
     std::vector<std::string> row = {label};
-    for (const auto& column : kColumns) row.push_back(percent(method.at(column.key)));
+    for (const auto& epoch : kChosenEpochs) row.push_back(percent(method.at(epoch.key)));
     double seconds = 0;
     for (const auto& run : runs.at(label)) seconds += run.at("seconds").get<double>();
     row.push_back(runs.at(label).front().at("parameters").dump());

@@ -128,7 +128,8 @@ Classifier initial_model(const RunConfig& config, const Dataset& dataset) {
 }
 
 std::optional<json> train_run(const fs::path& folder, const RunConfig& config,
-                              const Dataset& dataset, const std::string& label) {
+                              const Dataset& dataset, const std::string& label,
+                              const ModelChange& change) {
   if (fs::exists(folder / "config.json"))
     check_same_config(folder / "config.json", to_json(config));
   if (fs::exists(folder / "summary.json")) return read_json(folder / "summary.json");
@@ -137,6 +138,7 @@ std::optional<json> train_run(const fs::path& folder, const RunConfig& config,
 
   const auto data = split_data(config, dataset);
   const auto model = initial_model(config, dataset);
+  if (change) change(module_of(model));
   Trainer trainer(module_of(model), forward_of(model), data, trainer_options(config.training));
   if (fs::exists(folder / "checkpoint.pt"))
     trainer.restore(load_checkpoint(folder / "checkpoint.pt"));
@@ -146,7 +148,7 @@ std::optional<json> train_run(const fs::path& folder, const RunConfig& config,
     Progress progress(label, trainer.total_steps(), trainer.state().step);
     if (!trainer.run(observe(folder, progress, config.training.epochs))) return {};
   }
-  save_torchscript(model, folder / "model.ts");
+  if (!change) save_torchscript(model, folder / "model.ts");
   auto summary = run_summary(config, model, data.test, trainer.state());
   write_file(folder / "summary.json", summary.dump(2) + '\n');
   return summary;

@@ -140,7 +140,12 @@ def differences(rows: list[dict], one_sample_percent: float) -> str | None:
 
 
 def cells(table: dict) -> str:
-    """The rows of a result table as series over its columns, with their spreads or intervals."""
+    """What the figure of a result table says: series over its columns, or a scatter."""
+    return _scatter(table) if table["figure"]["form"] == "scatter" else _series(table)
+
+
+def _series(table):
+    """The rows as series over the columns, with their spreads or intervals."""
     figure, names, rows = table["figure"], table["columns"][1:], table["rows"]
 
     def draw(drawing):
@@ -153,16 +158,13 @@ def cells(table: dict) -> str:
                 if isinstance(cell, dict) and (cell["value"] > 0 or not figure["logarithmic"])
             ]
             x, y, low, high = np.array(drawn, dtype=float).reshape(-1, 4).T
-            style = {
-                "color": _COLOURS[index % len(_COLOURS)],
-                "yerr": [list(y - low), list(high - y)],
-                "label": label,
-            }
-            if figure["bars"]:
-                axis.bar(x, y, width=0.65 / len(rows), ecolor="#1d2530", capsize=3, **style)
+            style = {"yerr": [list(y - low), list(high - y)], "label": label}
+            if figure["form"] == "bars":
+                colour = _COLOURS[index % len(_COLOURS)]
+                width = 0.65 / len(rows)
+                axis.bar(x, y, width, color=colour, ecolor="#1d2530", capsize=3, **style)
             else:
-                marker = "os^"[index // len(_COLOURS) % 3]  # colours come back
-                axis.errorbar(x, y, marker=marker, linestyle="none", markersize=4.5, **style)
+                axis.errorbar(x, y, **style, **_marker(index))
         if figure["logarithmic"]:
             axis.set_yscale("log")
         axis.set_xticks(range(len(names)), names)
@@ -173,6 +175,34 @@ def cells(table: dict) -> str:
 
     column = max(1.1, 0.09 * max(map(len, names)))  # no label reaches the next one
     return _svg(draw, 3.4 + column * len(names), 4.2)
+
+
+def _scatter(table):
+    """A point per row at its first two numbers, with the spread or interval of the second."""
+    figure = table["figure"]
+
+    def draw(drawing):
+        axis = drawing.subplots()
+        for index, (label, place, cell, *_) in enumerate(table["rows"]):
+            value, (low, high) = cell["value"], _ends(cell)
+            spread = [[value - low], [high - value]]
+            axis.errorbar(place["value"], value, spread, label=label, **_marker(index))
+        if figure["logarithmic"]:
+            axis.set_yscale("log")
+        axis.set_xlabel(figure["across"])
+        axis.set_ylabel(figure["axis"])
+        axis.legend(loc="upper left", bbox_to_anchor=(1, 1))
+
+    return _svg(draw, 7.0, 4.2)
+
+
+def _marker(index):
+    return {
+        "color": _COLOURS[index % len(_COLOURS)],
+        "marker": "os^"[index // len(_COLOURS) % 3],  # colours come back
+        "linestyle": "none",
+        "markersize": 4.5,
+    }
 
 
 def _ends(cell: dict) -> tuple[float, float]:

@@ -7,7 +7,9 @@ namespace kktorch::primal_dual {
 
 inline constexpr const char* kPaper = "primal-dual";
 
+Experiment controls();
 Experiment digits();
+Experiment listops();
 Experiment redundancy();
 Experiment retrieval();
 Experiment svr();

@@ -1,12 +1,14 @@
 // redundancy: how far the heads of one layer are apart (head_distance.h), before and after
 // training, and how their attention looks.
 #include <functional>
+#include <optional>
 
 #include "train/data/datasets.h"
 #include "train/experiments/context.h"
 #include "train/experiments/primal_dual/experiments.h"
 #include "train/experiments/primal_dual/head_distance.h"
 #include "train/experiments/primal_dual/training_comparison.h"
+#include "train/runs/methods.h"
 #include "train/runs/run.h"
 
 namespace kktorch::primal_dual {
@@ -28,33 +30,29 @@ constexpr auto kFormat = "{:.3f}";
 /// Whether the maps of a method are drawn.
 bool is_mapped(const std::string& method) { return method == "softmax" || method == "bn"; }
 
+using DataSets = std::vector<std::pair<DataKind, std::string>>;
+
 /// The data sets of a preset. Those of images and tokens take many minutes of training per model,
 /// too long for quick.
-std::vector<std::pair<DataKind, const char*>> data_sets(Preset preset) {
-  constexpr std::pair kSeries(DataKind::kSeries, "JapaneseVowels");
-  constexpr std::pair kImages(DataKind::kImages, "digits");
-  constexpr std::pair kTokens(DataKind::kTokens, "ListOps-small");
-  if (preset == Preset::kSmoke) return {kSeries, kImages};
-  if (preset == Preset::kQuick) return {kSeries};
-  return {kSeries, kImages, kTokens};
+DataSets data_sets(Preset preset) {
+  const std::pair series(DataKind::kSeries, "JapaneseVowels"), images(DataKind::kImages, "digits"),
+      tokens(DataKind::kTokens, "ListOps-small");
+  return by_preset<DataSets>(preset, {series, images}, {series}, {series, images, tokens});
 }
 
-/// The settings of a comparison on each data set: a list, in their order, where it has one value.
 ordered_json settings(Preset preset) {
-  const std::vector<std::string> all = {"softmax", "bn", "sh", "bnsh"}, first = {"softmax", "bn"};
-  ordered_json settings;
+  using Names = std::vector<std::string>;
+  ordered_json settings, models;
+  const ordered_json smoke = {{"steps", 2}}, none = ordered_json::object();
   for (const auto& [kind, data] : data_sets(preset)) {
-    auto one = comparison_settings(kind, {data}, by_preset(preset, first, all, all),
-                                   by_preset(preset, 2, 5, 10));
-    if (preset == Preset::kSmoke) one["steps"] = 2;
-    if (preset == Preset::kQuick) one["epochs"] = 20;
-    for (const auto& [name, value] : one.items()) {
-      if (name == "methods" || name == "seeds")
-        settings[name] = value;
-      else
-        settings[name].push_back(name == "data" ? value[0] : value);
-    }
+    settings["data"].push_back(data);
+    settings["epochs"][data] = by_preset(preset, 1, 20, 100);
+    models[model_name(kind)] = model_settings(kind, by_preset(preset, smoke, none, none));
   }
+  settings["methods"] = by_preset<Names>(preset, {"softmax", "bn"}, {"softmax", "bn", "sh", "bnsh"},
+                                         {"softmax", "bn", "sh", "bnsh"});
+  settings.update(models);
+  settings["seeds"] = by_preset(preset, 2, 5, 10);
   return settings;
 }
 
@@ -115,12 +113,14 @@ json attention_maps(const Classifier& model, const Examples& example) {
   return maps;
 }
 
-/// What is kept of the finished run in `folder`.
-json inspect(const std::filesystem::path& folder, const Dataset& dataset, bool with_maps) {
+/// What is kept of the finished run in `folder`; maps of the seed `mapped_seed`, if any.
+json inspect(const std::filesystem::path& folder, const Dataset& dataset,
+             std::optional<uint64_t> mapped_seed) {
   const auto [config, trained] = load_run(folder);
   json found = {{"untrained", distances(initial_model(config, dataset), dataset.test)},
                 {"trained", distances(trained, dataset.test)}};
-  if (with_maps) found["maps"] = attention_maps(trained, dataset.test.narrow(0, 1));
+  if (mapped_seed == config.training.seed)
+    found["maps"] = attention_maps(trained, dataset.test.narrow(0, 1));
   return found;
 }
 
@@ -128,29 +128,28 @@ json inspect(const std::filesystem::path& folder, const Dataset& dataset, bool w
 
 class RedundancyOn {
  public:
-  /// @param place  of the data set in the settings; the maps are of the first one.
-  RedundancyOn(Context& context, size_t place)
+  /// @param with_maps  of the first seed.
+  RedundancyOn(Context& context, const std::string& data, bool with_maps)
       : context_(context),
-        settings_(context.settings()),
-        place_(place),
-        dataset_(load_dataset(settings_.at("data").at(place))),
-        methods_(settings_.at("methods")) {}
+        dataset_(load_dataset(data)),
+        methods_(context.settings().at("methods")),
+        with_maps_(with_maps),
+        trained_(train()) {}
 
-  void add_to(Findings& findings) {
-    run();
+  void add_to(Findings& findings) const {
     for (const auto& quantity : kQuantities) findings.tables.push_back(summary(quantity));
     findings.tables.push_back(by_layer());
     findings.tables.push_back(differences());
-    if (place_ > 0) return;
-    for (size_t layer = 0; layer < layers(); ++layer) findings.maps.push_back(maps(layer));
+    for (size_t layer = 0; with_maps_ && layer < layers(); ++layer)
+      findings.maps.push_back(maps(layer));
   }
 
  private:
-  void run();
-  json run_one(const std::filesystem::path& folder, const std::string& method, uint64_t seed) const;
-  size_t layers() const { return found_.at(0).at(0).at("trained").at("outputs").size(); }
+  TrainedMethods train() const;
+  const json& found(size_t method, size_t seed) const { return trained_.inspected[method][seed]; }
+  size_t layers() const { return found(0, 0).at("trained").at("outputs").size(); }
   bool has(size_t method, const Quantity& quantity) const {
-    return found_[method].at(0).at("trained").contains(quantity.key);
+    return found(method, 0).at("trained").contains(quantity.key);
   }
   std::vector<double> over_seeds(size_t method, const char* state, const Quantity& quantity,
                                  size_t layer) const;
@@ -163,42 +162,30 @@ class RedundancyOn {
   MapGrid maps(size_t layer) const;
 
   Context& context_;
-  json settings_;
-  size_t place_;
   Dataset dataset_;
   std::vector<std::string> methods_;
-  std::vector<std::vector<json>> found_;  // by method and seed
+  bool with_maps_;
+  TrainedMethods trained_;
 };
 
-json RedundancyOn::run_one(const std::filesystem::path& folder, const std::string& method,
-                           uint64_t seed) const {
-  const json settings = {{"epochs", settings_.at("epochs").at(place_)},
-                         {"steps", settings_.at("steps").at(place_)}};
-  const auto config = comparison_run(settings, dataset_, method, seed);
-  const auto name = fmt::format("{} {} seed {}", dataset_.name, method, seed);
-  const auto summary = train_run(folder / "run", config, dataset_, name);
-  if (!summary) throw Interrupted();
-  const bool with_maps = place_ == 0 && is_mapped(method) && seed == context_.seeds().front();
-  auto found = inspect(folder / "run", dataset_, with_maps);
-  found["test_accuracy"] = summary->at("final").at("test_accuracy");
-  return found;
-}
-
-void RedundancyOn::run() {
-  found_.resize(methods_.size());
-  for (const auto seed : context_.seeds()) {  // outside: a run that is stopped early holds pairs
-    for (size_t m = 0; m < methods_.size(); ++m) {
-      const auto name = fmt::format("{}-{}-seed{}", dataset_.name, methods_[m], seed);
-      found_[m].push_back(context_.part(
-          name, [&](const auto& folder) { return run_one(folder, methods_[m], seed); }));
-    }
+TrainedMethods RedundancyOn::train() const {
+  const auto base = base_config(context_.settings(), dataset_);
+  std::vector<ComparedMethod> compared;
+  for (const auto& name : methods_) {
+    std::optional<uint64_t> mapped_seed;
+    if (with_maps_ && is_mapped(name)) mapped_seed = context_.seeds().front();
+    compared.push_back({.method = method_named(name, encoder_of(base.model)),
+                        .inspect = [=](const auto& folder, const Dataset& dataset) {
+                          return inspect(folder, dataset, mapped_seed);
+                        }});
   }
+  return train_methods(context_, dataset_, compared);
 }
 
 std::vector<double> RedundancyOn::over_seeds(size_t method, const char* state,
                                              const Quantity& quantity, size_t layer) const {
   std::vector<double> values;
-  for (const auto& seed : found_[method])
+  for (const auto& seed : trained_.inspected[method])
     values.push_back(seed.at(state).at(quantity.key).at(layer));
   return values;
 }
@@ -228,7 +215,7 @@ ResultTable RedundancyOn::summary(const Quantity& quantity) const {
                               context_.seeds().size()),
           .figure = Figure{.axis = fmt::format("{} (mean ± sd over layers)", quantity.symbol),
                            .across = "attention",
-                           .bars = true}};
+                           .form = "bars"}};
 }
 
 ResultTable RedundancyOn::by_layer() const {
@@ -256,12 +243,9 @@ ResultTable RedundancyOn::by_layer() const {
 
 std::string RedundancyOn::accuracies() const {
   std::string text;
-  for (size_t m = 0; m < methods_.size(); ++m) {
-    std::vector<double> percent;
-    for (const auto& seed : found_[m])
-      percent.push_back(100 * seed.at("test_accuracy").get<double>());
-    text += fmt::format("{}{} {:.1f}", m == 0 ? "" : ", ", methods_[m], mean(percent));
-  }
+  for (size_t m = 0; m < methods_.size(); ++m)
+    text += fmt::format("{}{} {:.1f}", m == 0 ? "" : ", ", methods_[m],
+                        mean(trained_.final_epoch(m).values[0]));
   return fmt::format("Test accuracy of the trained models in %: {}.", text);
 }
 
@@ -276,7 +260,7 @@ ResultTable RedundancyOn::differences() const {
     columns.emplace_back(quantity.symbol);
     for (size_t m = 0; m < methods_.size(); ++m) {
       auto& seeds = values[m].values.emplace_back();
-      for (const auto& seed : found_[m])
+      for (const auto& seed : trained_.inspected[m])
         seeds.push_back(mean(seed.at("trained").at(quantity.key).get<std::vector<double>>()));
     }
   }
@@ -300,7 +284,7 @@ MapGrid RedundancyOn::maps(size_t layer) const {
                                    context_.seeds().front())};
   for (size_t m = 0; m < methods_.size(); ++m) {
     if (!is_mapped(methods_[m])) continue;
-    grid.rows.push_back({methods_[m], found_[m].front().at("maps").at(layer)});
+    grid.rows.push_back({methods_[m], found(m, 0).at("maps").at(layer)});
   }
   for (size_t h = 0; h < grid.rows.at(0).maps.size(); ++h)
     grid.columns.push_back(fmt::format("head {}", h + 1));
@@ -309,8 +293,8 @@ MapGrid RedundancyOn::maps(size_t layer) const {
 
 Findings run(Context& context) {
   Findings findings({});
-  for (size_t place = 0; place < context.settings().at("data").size(); ++place)
-    RedundancyOn(context, place).add_to(findings);
+  for (const auto& data : context.settings().at("data"))
+    RedundancyOn(context, data, /*with_maps=*/findings.maps.empty()).add_to(findings);
   return findings;
 }
 

@@ -30,7 +30,7 @@ ordered_json settings(Preset preset) {
   return {
       {"width", 32},
       {"keys", 64},
-      {"eps", kRetrievalEps},
+      {"eps", kNormEps},
       {"samples", by_preset(preset, 100, 2000, 2000)},
       {"offset_gain", all},
       {"trained_offset_gain", by_preset<Pairs>(preset, {{2, 1}}, {{0, 0}, {2, 1}, {5, 2}}, all)},

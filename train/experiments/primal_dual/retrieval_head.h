@@ -2,36 +2,28 @@
 // One attention head that retrieves: logits of N keys for one query.
 #include <torch/nn/module.h>
 
+#include <memory>
 #include <string>
 #include <utility>
 #include <vector>
 
+#include "train/experiments/primal_dual/query_key_control.h"
+
 namespace kktorch::primal_dual {
 
-/// Variance floor of every normalisation.
-inline constexpr double kRetrievalEps = 1e-5;
-
-/// What is done to queries and keys before their product. Every method is Attention-BN of the
-/// result: softmax attention is beta = 0 without the standard deviation.
+/// What is done to queries and keys before their product. Every method is Attention-BN of what the
+/// control leaves: softmax attention is beta = 0 without the standard deviation.
 struct RetrievalMethod {
-  enum class Operands {
-    kPlain,
-    kKeysCentred,  ///< keys minus their mean: softmax does not see it
-    kLayerNorm,    ///< of each query and key over its channels, with a gain per channel
-    kRmsNorm       ///< likewise by the root mean square, without centring
-  };
-
   std::string name;   ///< in file names
   std::string title;  ///< in tables
-  Operands operands = Operands::kPlain;
+  QueryKeyOptions control = {};
   double beta = 0;
   bool use_std = false;
   bool learned_beta = false;
-  bool query_bias = false;  ///< a learned vector added to the query
 
   /// Before training, a learned strength is at its initial value and a bias is zero: such a method
   /// is then one of the others.
-  bool differs_only_by_training() const { return learned_beta || query_bias; }
+  bool differs_only_by_training() const { return learned_beta || control.query_bias; }
 };
 
 /// Softmax attention first; the controls; Attention-BN.
@@ -55,7 +47,8 @@ class RetrievalHead : public torch::nn::Module {
   std::pair<at::Tensor, at::Tensor> operands(const at::Tensor& query, const at::Tensor& keys) const;
 
   RetrievalMethod method_;
-  at::Tensor query_map_, key_map_, query_bias_, query_gain_, key_gain_, beta_;
+  at::Tensor query_map_, key_map_, beta_;
+  std::shared_ptr<QueryKeyControl> control_;
 };
 
 }  // namespace kktorch::primal_dual

@@ -80,7 +80,7 @@ class BackwardPass {
     joined_queries_ = take_joined(scratch, queries, p_.D);
     joined_grads_ = take_joined(scratch, queries, p_.Dv);
     grad_query_ = take_sums(scratch, queries, p_.D);
-    rows_ = {scratch.take<A>(queries), scratch.take<A>(queries)};
+    rows_ = {scratch.take<A>(queries), scratch.take<A>(queries), scratch.take<A>(queries)};
   }
   void take_tile(Scratch& scratch, int64_t keys, int64_t queries) {
     tile_.scores = take_sums(scratch, keys + keys % 2, queries);
@@ -151,14 +151,10 @@ class BackwardPass {
     for (int64_t i = 0; i < count; ++i) {
       const int64_t row = queries.begin + i;
       pack_row<T, E>(dout[row], p_.Dv, Identity{}, grads_, i, row_);
-      const A lse = *gradients.logsumexp.of(b_, h_)[row];
-      rows_.logsumexp[i] =
-          lse == -kInfinity<A> ? kInfinity<A> : static_cast<A>(static_cast<double>(lse) * kLog2E);
-      rows_.delta[i] = dot(dout[row], out[row]);
+      rows_.set(i, *gradients.logsumexp.of(b_, h_)[row], dot(dout[row], out[row]));
     }
     clear_rows(grads_, count, padded_rows<A>(count));
-    std::fill(rows_.logsumexp + count, rows_.logsumexp + padded<A>(count), kInfinity<A>);
-    std::fill(rows_.delta + count, rows_.delta + padded<A>(count), A(0));
+    for (int64_t i = count; i < padded<A>(count); ++i) rows_.set(i, -kInfinity<A>, 0);
     return {transposed(queries_, count, query_columns_), transposed(grads_, count, grad_columns_),
             upright(queries_, count, p_.D, joined_queries_),
             upright(grads_, count, p_.Dv, joined_grads_)};

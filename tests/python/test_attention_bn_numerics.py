@@ -34,8 +34,8 @@ def test_error_is_at_most_twice_the_literal_one(dtype, slack, mode, mask, use_st
     # logits, centre and all, overflow in float16
     eps = 1e-2 if dtype == torch.float16 else 1e-5
     # A row with two keys may have a variance near 0 in some channel, and its reciprocal squared
-    # multiplies the rounding: the largest error of a few seeds would compare the luck of both forms.
-    seeds = 64
+    # multiplies the rounding: the largest of a few errors would compare the luck of the forms.
+    seeds = 64 if dtype == torch.float32 else 16
     errors, literal_errors = {}, {}
     for seed in range(seeds):
         tensors, options = problem(shape, mode, mask, ("[H]", 0.5), seed, use_std=use_std, eps=eps)

@@ -113,12 +113,11 @@ struct QueryRows {
   A *logsumexp, *remainder, *delta;
 
   /// From the natural log-sum-exp. Large logits would feel a rounded product.
-  void set(int64_t i, A natural_logsumexp, A delta_of_row) const {
+  void set_logsumexp(int64_t i, A natural_logsumexp) const {
     const double exact = static_cast<double>(natural_logsumexp) * kLog2E;
     const bool blind = natural_logsumexp == -kInfinity<A>;
     logsumexp[i] = blind ? kInfinity<A> : static_cast<A>(exact);
     remainder[i] = std::isfinite(logsumexp[i]) ? static_cast<A>(exact - logsumexp[i]) : 0;
-    delta[i] = delta_of_row;
   }
 
   /// A vector of queries.

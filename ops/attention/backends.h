@@ -1,6 +1,7 @@
 #pragma once
 // The back ends among which attention_backend chooses. KKTORCH_ATTENTION=stock|core forces one.
 #include "ops/attention/problem.h"
+#include "ops/attention/softmax_attention.h"
 
 namespace kktorch::detail {
 
@@ -9,6 +10,12 @@ const AttentionBackend& stock_backend();
 
 /// Our own kernels (csrc/attention/core): the problems that core_takes.
 const AttentionBackend& core_backend();
+
+/// Softmax attention alone, on the core, where core_is_chosen for it.
+SoftmaxResult core_attention_forward(const SoftmaxAttention& attention);
+std::tuple<at::Tensor, at::Tensor, at::Tensor> core_attention_backward(
+    const SoftmaxAttention& attention, const SoftmaxResult& result, const at::Tensor& grad_out);
+bool core_is_chosen(const SoftmaxAttention& attention);
 
 /// On the CPU, without dropout, heads at most csrc::kCoreMaxWidth wide.
 bool core_takes(const AttentionProblem& problem);

@@ -4,6 +4,7 @@
 #include "csrc/attention/core/core.h"
 
 #include <ATen/Dispatch.h>
+#include <ATen/OpMathType.h>
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/zeros.h>
@@ -307,25 +308,50 @@ AttentionProblem on_operands(AttentionProblem p, const NormalisedOperands& opera
   return p;
 }
 
-AttentionResult forward(const AttentionProblem& problem) {
-  auto p = in_working_dtype(problem);
-  AttentionResult result;
-  Tensor applied;  // by the kernels
-  if (p.prefix) {
-    p = on_operands(p, normaliser_for(p).forward(p, result.statistics));
-    applied = identity_statistics(p, false);
-  } else {
-    applied = p.plain ? identity_statistics(p, true)
-                      : at::empty({p.B(), p.Hk(), 3, p.D()}, p.beta.options());
-    result.statistics = applied;
-  }
-  const bool measure = !p.prefix && !p.plain;
-  const auto out = empty_heads_last({p.B(), p.H(), p.M(), p.Dv()}, p.query.options());
-  result.logsumexp = empty_heads_last({p.B(), p.H(), p.M(), 1}, p.beta.options()).squeeze(-1);
+/// Outputs of forward, stored (B, M, H, width).
+struct Attended {
+  Tensor out, logsumexp;
+};
+
+/// With `measure`, `statistics` are filled first; the kernels apply them.
+Attended attend(const AttentionProblem& p, const Tensor& statistics, bool measure) {
+  const Attended result{empty_heads_last({p.B(), p.H(), p.M(), p.Dv()}, p.query.options()),
+                        empty_heads_last({p.B(), p.H(), p.M(), 1}, p.beta.options()).squeeze(-1)};
   AT_DISPATCH_FLOATING_TYPES_AND2(
       at::kHalf, at::kBFloat16, p.query.scalar_type(), "attention_bn",
-      [&] { run_forward<scalar_t>(p, applied, measure, out, result.logsumexp); });
-  result.out = heads_last(out, problem.value.scalar_type());
+      [&] { run_forward<scalar_t>(p, statistics, measure, result.out, result.logsumexp); });
+  return result;
+}
+
+/// Gradients of `p` with these statistics, which the kernels apply.
+AttentionGradients differentiate(const AttentionProblem& p, const Tensor& statistics,
+                                 const Attended& result, const Tensor& grad_out) {
+  const auto like = [](const Tensor& t) { return empty_heads_last(t.sym_sizes(), t.options()); };
+  AttentionGradients grads{like(p.query), like(p.key), like(p.value), {}};
+  const auto grad_beta = at::empty({p.B(), p.H()}, p.beta.options());
+  const auto dtype = p.query.scalar_type();
+  AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, dtype, "_attention_bn_backward", [&] {
+    run_backward<scalar_t>(p, statistics, {result.out.to(dtype), result.logsumexp, {}, {}},
+                           grad_out.to(dtype), grads, grad_beta);
+  });
+  grads.beta = grad_beta.sum(0);
+  return grads;
+}
+
+AttentionResult forward(const AttentionProblem& problem) {
+  const auto p = in_working_dtype(problem);
+  AttentionResult result;
+  Attended attended;
+  if (p.prefix) {
+    const auto operands = normaliser_for(p).forward(p, result.statistics);
+    attended = attend(on_operands(p, operands), identity_statistics(p, false), false);
+  } else {
+    result.statistics = p.plain ? identity_statistics(p, true)
+                                : at::empty({p.B(), p.Hk(), 3, p.D()}, p.beta.options());
+    attended = attend(p, result.statistics, !p.plain);
+  }
+  result.out = heads_last(attended.out, problem.value.scalar_type());
+  result.logsumexp = attended.logsumexp;
   result.rng_state = at::empty({0}, p.beta.options().dtype(at::kLong));
   return result;
 }
@@ -333,29 +359,39 @@ AttentionResult forward(const AttentionProblem& problem) {
 AttentionGradients backward(const AttentionProblem& problem, const AttentionResult& result,
                             const Tensor& grad_out) {
   const auto p = in_working_dtype(problem);
-  const auto dtype = p.query.scalar_type(), out_dtype = problem.query.scalar_type();
-  const auto like = [](const Tensor& t) { return empty_heads_last(t.sym_sizes(), t.options()); };
-  AttentionGradients grads{like(p.query), like(p.key), like(p.value), {}};
-  const auto grad_beta = at::empty({p.B(), p.H()}, p.beta.options());
-  const auto run = [&](const AttentionProblem& on, const Tensor& statistics) {
-    const AttentionResult saved{result.out.to(dtype), result.logsumexp, statistics, {}};
-    AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, dtype, "_attention_bn_backward", [&] {
-      run_backward<scalar_t>(on, statistics, saved, grad_out.to(dtype), grads, grad_beta);
-    });
-  };
+  const Attended attended{result.out, result.logsumexp};
+  AttentionGradients grads;
   if (p.prefix) {
     const auto& normaliser = normaliser_for(p);
     const auto operands = normaliser.recompute(p, result.statistics);
-    run(on_operands(p, operands), identity_statistics(p, false));
+    grads =
+        differentiate(on_operands(p, operands), identity_statistics(p, false), attended, grad_out);
     grads.beta = normaliser.backward(p, operands, result.statistics, grads.query, grads.key);
   } else {
-    run(p, result.statistics);
-    grads.beta = grad_beta.sum(0);
+    grads = differentiate(p, result.statistics, attended, grad_out);
   }
-  grads.query = heads_last(grads.query, out_dtype);
-  grads.key = heads_last(grads.key, out_dtype);
-  grads.value = heads_last(grads.value, out_dtype);
-  return grads;
+  const auto dtype = problem.query.scalar_type();
+  return {heads_last(grads.query, dtype), heads_last(grads.key, dtype),
+          heads_last(grads.value, dtype), grads.beta};
+}
+
+/// Softmax attention as a problem: queries and keys as they are, the bias as a mask.
+AttentionProblem problem_of(const SoftmaxAttention& s) {
+  const auto acc = s.query.options().dtype(at::toOpMathType(s.query.scalar_type()));
+  return {.query = channels_contiguous(s.query),
+          .key = channels_contiguous(s.key),
+          .value = channels_contiguous(s.value),
+          .beta = at::zeros({s.query.size(1)}, acc),
+          .key_weight = {},
+          .attn_mask = s.bias,
+          .eps = 0,
+          .scale = s.scale,
+          .dropout_p = s.dropout_p,
+          .use_std = false,
+          .plain = true,
+          .prefix = false,
+          .is_causal = s.is_causal,
+          .query_offset = 0};
 }
 
 constexpr AttentionBackend kCore{"core", forward, backward};
@@ -363,6 +399,25 @@ constexpr AttentionBackend kCore{"core", forward, backward};
 }  // namespace
 
 const AttentionBackend& core_backend() { return kCore; }
+
+SoftmaxResult core_attention_forward(const SoftmaxAttention& attention) {
+  const auto p = problem_of(attention);
+  const auto result = attend(p, identity_statistics(p, false), false);
+  return {result.out, result.logsumexp, at::empty({0}, at::kLong)};
+}
+
+std::tuple<Tensor, Tensor, Tensor> core_attention_backward(const SoftmaxAttention& attention,
+                                                           const SoftmaxResult& result,
+                                                           const Tensor& grad_out) {
+  const auto p = problem_of(attention);
+  const auto grads =
+      differentiate(p, identity_statistics(p, false), {result.out, result.logsumexp}, grad_out);
+  return {grads.query, grads.key, grads.value};
+}
+
+bool core_is_chosen(const SoftmaxAttention& attention) {
+  return forced_backend() != "stock" && core_takes(problem_of(attention));
+}
 
 bool core_takes(const AttentionProblem& p) {
   return p.query.is_cpu() && p.dropout_p == 0 && p.D() <= csrc::kCoreMaxWidth &&

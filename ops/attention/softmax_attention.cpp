@@ -21,6 +21,8 @@
 
 #include <limits>
 
+#include "ops/attention/backends.h"
+
 namespace kktorch::detail {
 namespace {
 
@@ -224,11 +226,11 @@ Tensor probabilities(const Tensor& logits, const Tensor& logsumexp) {
   return (logits - lse.masked_fill(lse.isinf(), 0)).exp();
 }
 
-enum class Path { kCpuFlash, kCudaFlash, kCudaEfficient, kMath };
+enum class Path { kCore, kCpuFlash, kCudaFlash, kCudaEfficient, kMath };
 
 // A rule of the problem alone, so that backward takes the path of forward.
 Path path_of(const SoftmaxAttention& p) {
-  if (p.query.is_cpu()) return Path::kCpuFlash;
+  if (p.query.is_cpu()) return core_is_chosen(p) ? Path::kCore : Path::kCpuFlash;
   const auto dtype = p.query.scalar_type();
   const int64_t width = std::max(p.query.size(-1), p.value.size(-1));
   if (dtype == at::kDouble) return Path::kMath;
@@ -265,6 +267,8 @@ Gradients math_attention_backward(const SoftmaxAttention& problem, const Softmax
 
 SoftmaxResult softmax_attention_forward(const SoftmaxAttention& problem) {
   switch (path_of(problem)) {
+    case Path::kCore:
+      return core_attention_forward(problem);
     case Path::kCpuFlash:
       return cpu_flash_forward(problem);
     case Path::kCudaFlash:
@@ -280,6 +284,8 @@ SoftmaxResult softmax_attention_forward(const SoftmaxAttention& problem) {
 Gradients softmax_attention_backward(const SoftmaxAttention& problem, const SoftmaxResult& result,
                                      const Tensor& grad_out) {
   switch (path_of(problem)) {
+    case Path::kCore:
+      return core_attention_backward(problem, result, grad_out);
     case Path::kCpuFlash:
       return cpu_flash_backward(problem, result, grad_out);
     case Path::kCudaFlash:

@@ -1,5 +1,6 @@
 #pragma once
-// Softmax attention by ATen, forward and backward, below autograd:
+// Softmax attention by ATen, or by the core where it takes the problem, forward and backward, below
+// autograd:
 //
 //     S = scale q k^T + bias,   P = softmax(S),   out = (P o Z) v,     Z = 1, or dropout
 //

@@ -75,12 +75,14 @@ class BackwardPass {
   void take_query_block(Scratch& scratch, int64_t queries) {
     queries_ = take_rows(scratch, queries, p_.D);
     grads_ = take_rows(scratch, queries, p_.Dv);
+    outs_ = take_rows(scratch, queries, p_.Dv);
     query_columns_ = take_columns(scratch, queries, queries_);
     grad_columns_ = take_columns(scratch, queries, grads_);
+    out_columns_ = take_columns(scratch, queries, outs_);
     joined_queries_ = take_joined(scratch, queries, p_.D);
     joined_grads_ = take_joined(scratch, queries, p_.Dv);
     grad_query_ = take_sums(scratch, queries, p_.D);
-    rows_ = {scratch.take<A>(queries), scratch.take<A>(queries)};
+    rows_ = {scratch.take<A>(queries), scratch.take<A>(queries), scratch.take<A>(queries)};
   }
   void take_tile(Scratch& scratch, int64_t keys, int64_t queries) {
     tile_.scores = take_sums(scratch, keys + keys % 2, queries);
@@ -147,33 +149,38 @@ class BackwardPass {
   QueryOperands pack(const CoreGradients<T>& gradients, Block queries) {
     const int64_t count = queries.end - queries.begin;
     pack_queries<T, E>(p_, b_, h_, queries, queries_, row_);
-    const auto dout = gradients.grad_out.of(b_, h_), out = gradients.out.of(b_, h_);
-    for (int64_t i = 0; i < count; ++i) {
-      const int64_t row = queries.begin + i;
-      pack_row<T, E>(dout[row], p_.Dv, Identity{}, grads_, i, row_);
-      const A lse = *gradients.logsumexp.of(b_, h_)[row];
-      rows_.logsumexp[i] =
-          lse == -kInfinity<A> ? kInfinity<A> : static_cast<A>(static_cast<double>(lse) * kLog2E);
-      rows_.delta[i] = dot(dout[row], out[row]);
-    }
-    clear_rows(grads_, count, padded_rows<A>(count));
-    std::fill(rows_.logsumexp + count, rows_.logsumexp + padded<A>(count), kInfinity<A>);
-    std::fill(rows_.delta + count, rows_.delta + padded<A>(count), A(0));
-    return {transposed(queries_, count, query_columns_), transposed(grads_, count, grad_columns_),
+    const auto logsumexp = gradients.logsumexp.of(b_, h_);
+    for (int64_t i = 0; i < count; ++i) rows_.set_logsumexp(i, *logsumexp[queries.begin + i]);
+    for (int64_t i = count; i < padded<A>(count); ++i) rows_.set_logsumexp(i, -kInfinity<A>);
+    pack_outputs(gradients.out, queries, outs_);
+    pack_outputs(gradients.grad_out, queries, grads_);
+    const auto grad_columns = transposed(grads_, count, grad_columns_);
+    set_delta(transposed(outs_, count, out_columns_), grad_columns, count);
+    return {transposed(queries_, count, query_columns_), grad_columns,
             upright(queries_, count, p_.D, joined_queries_),
             upright(grads_, count, p_.Dv, joined_grads_)};
   }
 
-  A dot(const T* a, const T* b) {
+  void pack_outputs(const HeadRows<const T>& from, Block queries, const PackedRows<E>& to) {
+    const auto rows = from.of(b_, h_);
+    for (int64_t i = queries.begin; i < queries.end; ++i)
+      pack_row<T, E>(rows[i], p_.Dv, Identity{}, to, i - queries.begin, row_);
+    const int64_t count = queries.end - queries.begin;
+    clear_rows(to, count, padded_rows<A>(count));
+  }
+
+  /// delta is summed in the order in which the micro-kernel sums dP: where all of P falls on one
+  /// key, o = v, and dP - delta must be exactly 0, because large operands may follow.
+  void set_delta(Right<Word> out, Right<Word> grad, int64_t count) const {
     using V = Vector<A>;
-    const A* x = load_row(a, p_.Dv, row_);
-    const A* y = load_row(b, p_.Dv, row_ + p_.Dv);
-    V sums{};
-    int64_t e = 0;
-    for (; e + kLanes<A> <= p_.Dv; e += kLanes<A>) sums += load<V>(x + e) * load<V>(y + e);
-    A sum = reduce_sum<A>(sums);
-    for (; e < p_.Dv; ++e) sum += x[e] * y[e];
-    return sum;
+    for (int64_t i = 0; i < count; i += kLanes<A>) {
+      const int64_t at = i / kPanel<A> * out.panel_stride + i % kPanel<A>;
+      V sum{};
+      for (int64_t k = 0; k < words<E>(p_.Dv); ++k)
+        sum = E::multiply_add(load<V>(out.data + at + k * out.stride),
+                              load<V>(grad.data + at + k * grad.stride), sum);
+      store(rows_.delta + i, sum);
+    }
   }
 
   /// The keys `keys`, which begin at row `at` of the block.
@@ -232,8 +239,9 @@ class BackwardPass {
   int64_t block_keys_;
   bool scaled_;  // as in forward
   int64_t b_ = 0, hk_ = 0, h_ = 0, size_;
-  PackedRows<E> keys_, values_, queries_, grads_;
-  Word *joined_keys_, *query_columns_, *grad_columns_, *joined_queries_, *joined_grads_;
+  PackedRows<E> keys_, values_, queries_, grads_, outs_;
+  Word *joined_keys_, *query_columns_, *grad_columns_, *out_columns_, *joined_queries_,
+      *joined_grads_;
   Right<Word> key_rows_{};
   Sums<A> grad_key_, grad_value_, grad_query_;
   ScoreBlock<E> tile_{};

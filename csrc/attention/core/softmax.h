@@ -107,10 +107,27 @@ struct OnlineRows {
 };
 
 /// What backward knows of its queries, one entry for each: log-sum-exp in base 2 (+inf where the
-/// probabilities are 0) and delta = sum_e do_e o_e.
+/// probabilities are 0), rounded and what the rounding left, and delta = sum_e do_e o_e.
 template <typename A>
 struct QueryRows {
-  A *logsumexp, *delta;
+  A *logsumexp, *remainder, *delta;
+
+  /// From the natural log-sum-exp. Large logits would feel a rounded product.
+  void set_logsumexp(int64_t i, A natural_logsumexp) const {
+    const double exact = static_cast<double>(natural_logsumexp) * kLog2E;
+    const bool blind = natural_logsumexp == -kInfinity<A>;
+    logsumexp[i] = blind ? kInfinity<A> : static_cast<A>(exact);
+    remainder[i] = std::isfinite(logsumexp[i]) ? static_cast<A>(exact - logsumexp[i]) : 0;
+  }
+
+  /// A vector of queries.
+  struct Columns {
+    Vector<A> logsumexp, remainder, delta;
+  };
+  Columns at(int64_t i) const {
+    using V = Vector<A>;
+    return {load<V>(logsumexp + i), load<V>(remainder + i), load<V>(delta + i)};
+  }
 };
 
 /// Scores and dP of a block, by key: [keys, queries].
@@ -127,19 +144,19 @@ struct Differentiated {
   using V = Vector<acc_t<T>>;
   V p, ds;
 
-  Differentiated(V score, V gradient, acc_t<T> unit, V logsumexp, V delta)
-      : p(exp2_for<T>(score * unit - logsumexp)), ds(p * (gradient - delta)) {}
+  Differentiated(V score, V gradient, acc_t<T> unit,
+                 const typename QueryRows<acc_t<T>>::Columns& queries)
+      : p(exp2_for<T>((score * unit - queries.logsumexp) - queries.remainder)),
+        ds(p * (gradient - queries.delta)) {}
 };
 
 /// The same for a row, over the scores and dP.
 template <typename T, typename A = acc_t<T>>
 inline void differentiate_row(A* __restrict scores, A* __restrict gradients, A unit,
-                              const A* __restrict logsumexp, const A* __restrict delta,
-                              int64_t columns) {
+                              const QueryRows<A> queries, int64_t columns) {
   using V = Vector<A>;
   for (int64_t i = 0; i < columns; i += kLanes<A>) {
-    const Differentiated<T> row(load<V>(scores + i), load<V>(gradients + i), unit,
-                                load<V>(logsumexp + i), load<V>(delta + i));
+    const Differentiated<T> row(load<V>(scores + i), load<V>(gradients + i), unit, queries.at(i));
     store(scores + i, row.p);
     store(gradients + i, row.ds);
   }
@@ -154,14 +171,14 @@ struct RowPair {
 };
 
 template <typename T, typename E>
-inline void differentiate_pair(const RowPair<E> rows, float unit, const float* __restrict logsumexp,
-                               const float* __restrict delta, int64_t columns) {
+inline void differentiate_pair(const RowPair<E> rows, float unit, const QueryRows<float> queries,
+                               int64_t columns) {
   using V = Vector<float>;
   const auto [score_1, score_2, gradient_1, gradient_2, p_1, p_2, ds_1, ds_2, pairs] = rows;
   for (int64_t i = 0; i < columns; i += kLanes<float>) {
-    const V lse = load<V>(logsumexp + i), d = load<V>(delta + i);
-    const Differentiated<T> first(load<V>(score_1 + i), load<V>(gradient_1 + i), unit, lse, d);
-    const Differentiated<T> second(load<V>(score_2 + i), load<V>(gradient_2 + i), unit, lse, d);
+    const auto at = queries.at(i);
+    const Differentiated<T> first(load<V>(score_1 + i), load<V>(gradient_1 + i), unit, at);
+    const Differentiated<T> second(load<V>(score_2 + i), load<V>(gradient_2 + i), unit, at);
     E::round(p_1 + i, first.p);
     E::round(p_2 + i, second.p);
     E::round_two(first.ds, second.ds, ds_1 + i, ds_2 + i, pairs + i);
@@ -176,8 +193,7 @@ inline void differentiate_scores(const ScoreBlock<E>& block, const QueryRows<acc
   using A = acc_t<T>;
   if constexpr (E::kGroup == 1) {
     for (int64_t j = 0; j < keys; ++j)
-      differentiate_row<T>(block.scores[j], block.gradients[j], unit, queries.logsumexp,
-                           queries.delta, columns);
+      differentiate_row<T>(block.scores[j], block.gradients[j], unit, queries, columns);
   } else {
     if (keys % 2 == 1) {
       std::fill_n(block.scores[keys], columns, -kInfinity<A>);
@@ -188,7 +204,7 @@ inline void differentiate_scores(const ScoreBlock<E>& block, const QueryRows<acc
           {block.scores[j], block.scores[j + 1], block.gradients[j], block.gradients[j + 1],
            block.probabilities[j], block.probabilities[j + 1], block.score_gradients[j],
            block.score_gradients[j + 1], block.pairs + j / 2 * block.scores.stride},
-          unit, queries.logsumexp, queries.delta, columns);
+          unit, queries, columns);
   }
 }
 

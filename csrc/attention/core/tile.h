@@ -24,6 +24,7 @@ struct Scalars {
   using Word = A;
   static constexpr int kGroup = 1;
   static Vector<A> multiply_add(Word a, Vector<A> b, Vector<A> c) { return a * b + c; }
+  static Vector<A> multiply_add(Vector<A> a, Vector<A> b, Vector<A> c) { return a * b + c; }
 };
 
 #ifdef __AVX512BF16__
@@ -33,8 +34,10 @@ struct BrainPairs {
   using Word = float;  // two bfloat16, moved as one
   static constexpr int kGroup = 2;
   static Vector<float> multiply_add(Word a, Vector<float> b, Vector<float> c) {
-    const auto pairs = reinterpret_cast<__m512bh>(broadcast_bits(a));
-    return _mm512_dpbf16_ps(c, pairs, reinterpret_cast<__m512bh>(b));
+    return multiply_add(reinterpret_cast<Vector<float>>(broadcast_bits(a)), b, c);
+  }
+  static Vector<float> multiply_add(Vector<float> a, Vector<float> b, Vector<float> c) {
+    return _mm512_dpbf16_ps(c, reinterpret_cast<__m512bh>(a), reinterpret_cast<__m512bh>(b));
   }
   static Vector<int32_t> broadcast_bits(Word a) {
     int32_t bits;

@@ -7,7 +7,7 @@ import torch
 
 def _results(width=16, **options):
     generator = torch.Generator().manual_seed(0)
-    q, k, v, grad = torch.randn(4, 2, 3, 37, width, generator=generator).unbind()
+    q, k, v, grad = torch.randn(4, 2, 3, 37, width, generator=generator).double().unbind()
     inputs = [t.clone().requires_grad_() for t in (q, k, v)]
     out = kktorch.attention_bn(*inputs, **options)
     return [out.detach(), *torch.autograd.grad(out, inputs, grad)]
@@ -22,7 +22,7 @@ def test_back_ends_agree(monkeypatch, options):
     monkeypatch.setenv("KKTORCH_ATTENTION", "core")
     core = _results(**options)
     for a, b in zip(core, stock, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-9)
     assert any(not torch.equal(a, b) for a, b in zip(core, stock, strict=True)), "one and the same"
 
 

@@ -28,14 +28,15 @@ from attention_bn_cases import (
     "dtype, slack", [(torch.bfloat16, 1e-3), (torch.float16, 1e-3), (torch.float32, 1e-5)]
 )
 def test_error_is_at_most_twice_the_literal_one(dtype, slack, mode, mask, use_std):
-    """Over many seeds: errors have heavy tails, and may cancel in the one number that is dbeta."""
+    """Over some seeds: the gradient of beta is one number, where errors may cancel by luck."""
     shape = Shape(B=1, H=2, Hk=1, M=9, N=9, D=16, Dv=16)
     # eps: a query with one key in its statistics has r = eps^-1/2 in every channel, and the literal
     # logits, centre and all, overflow in float16
     eps = 1e-2 if dtype == torch.float16 else 1e-5
-    # A row with two keys may have a variance near 0 in some channel, and its reciprocal squared
-    # multiplies the rounding: the largest of a few errors would compare the luck of the forms.
-    seeds = 64 if dtype == torch.float32 else 16
+    # float32: a row with two keys may have a variance near 0 in some channel, and its reciprocal
+    # squared multiplies the rounding; the tail of either form shows over a dozen seeds only, and so
+    # does that of the gradient of beta in bfloat16.
+    seeds = 16
     errors, literal_errors = {}, {}
     for seed in range(seeds):
         tensors, options = problem(shape, mode, mask, ("[H]", 0.5), seed, use_std=use_std, eps=eps)

@@ -31,14 +31,14 @@ def distance(actual, expected):
     "dtype, slack", [(torch.bfloat16, 1e-3), (torch.float16, 1e-3), (torch.float32, 1e-5)]
 )
 def test_error_is_at_most_twice_the_literal_one(dtype, slack, mode, windows, norm, mask):
-    """Over many seeds: errors have heavy tails, and may cancel in the one number that is dbeta."""
+    """Over a few seeds: the gradient of beta is one number, where errors may cancel by luck."""
     shape = Shape(B=1, H=2, Hk=2, M=9, N=9, D=16, Dv=16)
     # eps: a query with few keys in its statistics has r near eps^-1/2, and the literal logits,
     # centre and all, overflow in float16
     eps = 1e-2 if dtype == torch.float16 else 1e-5
-    # Two windows may have a variance near 0 in some channel, and its reciprocal squared multiplies
-    # the rounding: the largest of a few errors would compare the luck of the forms.
-    seeds = 64 if dtype == torch.float32 else 16
+    # float32: two windows may have a variance near 0 in some channel, and its reciprocal squared
+    # multiplies the rounding; the tail of either form shows over a dozen seeds only
+    seeds = 12 if dtype == torch.float32 else 4
     errors, literal_errors = {}, {}
     for seed in range(seeds):
         tensors, options = problem(shape, mode, mask, windows, norm, ("[H]", 0.5), seed, eps=eps)

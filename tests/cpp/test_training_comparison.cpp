@@ -218,7 +218,7 @@ TEST_F(ComparisonTest, TablesHoldEveryMethodTheMajorityAndTheCostModel) {
                                         (4 * 64 * (1 + r) + 4 * 5 * 8 * r + 4 * 8 * 12) / full};
   for (size_t m = 0; m < relative.size(); ++m)
     EXPECT_NEAR(tables[2].rows[m][1].at("value").get<double>(), relative[m], 1e-12) << m;
-  EXPECT_TRUE(tables[2].figure && tables[2].figure->scatter);
+  EXPECT_TRUE(tables[2].figure && std::string(tables[2].figure->form) == "scatter");
 }
 
 TEST_F(ComparisonTest, RunsAreThoseOfTheSummariesAndChangedOnesAreNotExported) {

@@ -5,28 +5,17 @@
 #include <torch/torch.h>
 
 #include <limits>
-#include <stdexcept>
 
-#include "csrc/common/cpu_tier.h"
 #include "ops/attention/backends.h"
 #include "ops/attention_bn.h"
+#include "tests/cpp/tier_testing.h"
 
 namespace kktorch::detail {
 namespace {
 
 using torch::Tensor;
 
-class AttentionCore : public testing::Test {
- protected:
-  void SetUp() override {
-    try {
-      csrc::cpu_tier();
-    } catch (const std::invalid_argument& missing) {
-      GTEST_SKIP() << missing.what();
-    }
-    torch::manual_seed(0);
-  }
-};
+class AttentionCore : public TierTest {};
 
 enum class Mask { kNone, kWeights, kBoolean, kFloat, kCausal };
 

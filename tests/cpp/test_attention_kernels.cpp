@@ -5,34 +5,23 @@
 #include <gtest/gtest.h>
 #include <torch/torch.h>
 
-#include <stdexcept>
 #include <thread>
 
 #include "csrc/attention/bn_formulas.h"
 #include "csrc/attention/bn_launch.h"
-#include "csrc/common/cpu_tier.h"
 #include "ops/attention/normalise.h"
 #include "ops/attention/softmax_attention.h"
 #include "ops/attention_bn.h"
 #include "ops/attention_bn_decode.h"
 #include "ops/token_pool.h"
+#include "tests/cpp/tier_testing.h"
 
 namespace kktorch::detail {
 namespace {
 
 using torch::Tensor;
 
-class AttentionKernels : public testing::Test {
- protected:
-  void SetUp() override {
-    try {
-      csrc::cpu_tier();
-    } catch (const std::invalid_argument& missing) {
-      GTEST_SKIP() << missing.what();
-    }
-    torch::manual_seed(0);
-  }
-};
+class AttentionKernels : public TierTest {};
 
 struct Case {
   int64_t B, H, Hk, M, N, D;

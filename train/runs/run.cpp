@@ -24,6 +24,13 @@ Trainer::Data split_data(const RunConfig& config, const Dataset& dataset) {
   return {all.select(split.rest), all.select(split.held_out), dataset.test};
 }
 
+Classifier initial_model(const RunConfig& config, const Examples& fit) {
+  seed_torch(config.training.seed, "initial weights");
+  auto model = make_classifier(config.model);
+  standardise(model, fit);
+  return model;
+}
+
 TrainerOptions trainer_options(const TrainingConfig& training) {
   return {.epochs = training.epochs,
           .steps = training.steps,
@@ -121,10 +128,7 @@ std::string runs_inside(const fs::path& folder) {
 }  // namespace
 
 Classifier initial_model(const RunConfig& config, const Dataset& dataset) {
-  seed_torch(config.training.seed, "initial weights");
-  auto model = make_classifier(config.model);
-  standardise(model, split_data(config, dataset).fit);
-  return model;
+  return initial_model(config, split_data(config, dataset).fit);
 }
 
 std::optional<json> train_run(const fs::path& folder, const RunConfig& config,
@@ -137,7 +141,7 @@ std::optional<json> train_run(const fs::path& folder, const RunConfig& config,
   write_file(folder / "config.json", to_json(config).dump(2) + '\n');
 
   const auto data = split_data(config, dataset);
-  const auto model = initial_model(config, dataset);
+  const auto model = initial_model(config, data.fit);
   if (change) change(module_of(model));
   Trainer trainer(module_of(model), forward_of(model), data, trainer_options(config.training));
   if (fs::exists(folder / "checkpoint.pt"))

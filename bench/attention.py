@@ -47,14 +47,17 @@ def length(shape: str) -> int:
     return sizes(shape)[2]
 
 
-def draw(shape: str, dtype: torch.dtype) -> tuple[Tensors, torch.Tensor]:
+def draw(shape: str, dtype: torch.dtype, heads_first: bool = False) -> tuple[Tensors, torch.Tensor]:
     """q, k, v, normal and with gradients, and the gradient of the output.
 
-    Stored (batch, length, heads, width), as the projections of a layer leave q, k and v.
+    Stored (batch, length, heads, width), as the projections of a layer leave q, k and v, or as
+    their shape reads.
     """
     generator = torch.Generator().manual_seed(1)
     drawn = torch.randn((4, *sizes(shape)), generator=generator).to(dtype)
-    *qkv, grad = (t.transpose(1, 2).contiguous().transpose(1, 2) for t in drawn)
+    if not heads_first:
+        drawn = drawn.transpose(2, 3).contiguous().transpose(2, 3)
+    *qkv, grad = drawn
     return {name: t.requires_grad_() for name, t in zip("qkv", qkv, strict=True)}, grad
 
 

@@ -28,9 +28,10 @@ def describe() -> dict[str, str]:
 
 
 def slug(machine: dict[str, str]) -> str:
-    """Short folder name: CPU and threads, for example `amd-epyc-9354-2t`."""
-    name = re.sub(r"\(.*?\)|\b(cpu|processor|\d+-core)\b|@.*", "", machine["cpu"].lower())
-    return f"{re.sub(r'[^a-z0-9]+', '-', name).strip('-')}-{machine['threads']}t"
+    """Short folder name: CPU, tier and threads, for example `amd-epyc-9354-avx512-bf16-2t`."""
+    cpu = re.sub(r"\(.*?\)|\b(cpu|processor|\d+-core)\b|@.*", "", machine["cpu"].lower())
+    parts = f"{cpu} {machine['kktorch tier']} {machine['threads']}t"
+    return re.sub(r"[^a-z0-9]+", "-", parts).strip("-")
 
 
 def _tier() -> str:

@@ -46,7 +46,8 @@ def update(page: Path, suite, results: list[tuple[Path, dict]]) -> None:
 def _machine(page, suite, folder, result):
     machine = result["machine"]
     facts = (f"{name} {text}" for name, text in machine.items() if name not in ("cpu", "threads"))
-    parts = [f"### {machine['cpu']}, {machine['threads']} threads", "; ".join(facts) + "."]
+    heading = f"### {machine['cpu']}, {machine['kktorch tier']}, {machine['threads']} threads"
+    parts = [heading, "; ".join(facts) + "."]
     groups = {}
     for case in result["cases"]:
         groups.setdefault(_group(suite, case), []).append(case)

@@ -3,11 +3,12 @@ leave them; a step is a forward with autograd and the backward of all inputs. Va
 divides by the standard deviation, `no-std` does not (beta is 1 in both), `learned-beta` divides and
 has a parameter per head; `padding` ignores up to half of the keys of every sample, `window` lets
 every query attend to a quarter of the keys around it (a boolean mask), `causal` has the statistics
-of the keys up to the query (eps 0.1). `literal` is the formula as it stands, with T x T
-probabilities. `fold + SDPA` is the honest peer: the same function on the stock attention. `SDPA` is
-attention without BN, under the same mask; kktorch over it is the price of BN. These two run
-everywhere; the literal and the compiled peers for `std` only, and up to a length of 4096. The
-variants besides `std` run on three of the shapes.
+of the keys up to the query (eps 0.1); `heads-first` is `std` on tensors that are stored as their
+shape reads. `literal` is the formula as it stands, with T x T probabilities. `fold + SDPA` is the
+honest peer: the same function on the stock attention. `SDPA` is attention without BN, under the
+same mask; kktorch over it is the price of BN. These two run everywhere; the literal and the
+compiled peers for `std` only, and up to a length of 4096. The variants besides `std` run on three
+of the shapes.
 """
 
 import dataclasses
@@ -36,6 +37,7 @@ class Variant:
     use_std: bool = True
     learned_beta: bool = False
     mask: str | None = None  # "padding", "window" or "causal"
+    heads_first: bool = False  # storage
 
 
 VARIANTS = {
@@ -45,6 +47,7 @@ VARIANTS = {
     "padding": Variant(mask="padding"),
     "window": Variant(mask="window"),
     "causal": Variant(mask="causal"),
+    "heads-first": Variant(heads_first=True),
 }
 
 
@@ -115,7 +118,7 @@ def case(shape: str, dtype: str, variant: str) -> Case:
 def inputs(shape: str, dtype: torch.dtype, variant: Variant):
     """Problem, tensors (beta is 1.0 or a parameter [H, 1, 1]) and gradient of the output."""
     batch, heads, length, _ = attention.sizes(shape)
-    tensors, grad = attention.draw(shape, dtype)
+    tensors, grad = attention.draw(shape, dtype, variant.heads_first)
     beta = torch.linspace(0.5, 1.0, heads, dtype=dtype)[:, None, None]
     tensors["beta"] = beta.requires_grad_() if variant.learned_beta else 1.0
     place = torch.arange(length)

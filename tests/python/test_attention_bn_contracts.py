@@ -1,7 +1,5 @@
 """What the dispatcher, compilers and transforms may expect of attention_bn."""
 
-import io
-
 import pytest
 import torch
 from attention_bn_cases import (
@@ -16,6 +14,15 @@ from attention_bn_cases import (
     op,
     problem,
     ref,
+)
+from op_contracts import (
+    SelfAttention,
+    check_backward_op,
+    check_compiles_once,
+    check_exported,
+    check_torchscript,
+    exported,
+    sequences,
 )
 from torch.autograd import forward_ad
 
@@ -87,13 +94,8 @@ def test_opcheck_of_the_private_forward_op(gradients, stats, mask):
 @pytest.mark.parametrize("output_mask", [(True,) * 4, (False, True, False, True)])
 def test_opcheck_of_the_private_backward_op(gradients, stats, output_mask):
     operands, numbers = private_arguments(gradients, stats, "all")
-    saved = [t.detach() for t in private_forward(*operands, *numbers)]
-    grad_out = cotangent(saved[0].shape).requires_grad_(gradients)
-    checks = ["test_schema", "test_autograd_registration", "test_faketensor"]
-    if not gradients:  # the last check differentiates what refuses to be differentiated
-        checks.append("test_aot_dispatch_dynamic")
-    arguments = (grad_out, *operands, *saved, *numbers, output_mask)
-    torch.library.opcheck(private_backward.default, arguments, test_utils=checks)
+    grad_out = cotangent((2, 4, 5, 3)).requires_grad_(gradients)
+    check_backward_op(private_forward, private_backward, operands, numbers, grad_out, output_mask)
 
 
 def test_ops_are_tagged_for_the_compiler():
@@ -110,22 +112,8 @@ def test_ops_are_tagged_for_the_compiler():
     ids=["global", "prefix", "support", "ref"],
 )
 def test_compile_with_dynamic_shapes(called, mode):
-    graphs = []
-
-    def backend(graph, inputs):
-        graphs.append(graph)
-        return torch._dynamo.backends.debugging.aot_eager(graph, inputs)
-
-    def function(query, key, value, **options):
-        return called(query * 2, key, value, **options) + 1
-
-    compiled = torch.compile(function, backend=backend, fullgraph=True, dynamic=True)
-    # sizes that differ from each other: equal ones would be compiled as one size
-    for shape in (Shape(6, 4, 2, 5, 7, 8, 3), Shape(9, 4, 2, 11, 13, 8, 3)):
-        tensors, options = problem(shape, mode, "padding")
-        expected = evaluate(function, tensors, options)
-        assert_close(evaluate(compiled, tensors, options), expected, 1e-12)
-    assert len(graphs) == 1
+    shapes = Shape(6, 4, 2, 5, 7, 8, 3), Shape(9, 4, 2, 11, 13, 8, 3)
+    check_compiles_once(called, [problem(shape, mode, "padding") for shape in shapes])
 
 
 def test_compile_with_the_default_backend():
@@ -140,57 +128,29 @@ def test_compile_with_the_default_backend():
         assert_close(evaluate(compiled, (q, k, v), arguments), expected, 1e-12)
 
 
-class SelfAttention(torch.nn.Module):
-    """The op between two linear maps, as a layer has it."""
-
-    def __init__(self, width: int = 8, heads: int = 2, is_causal: bool = False):
-        super().__init__()
-        self.heads, self.is_causal = heads, is_causal
-        self.projection = torch.nn.Linear(width, 3 * width)
-        self.beta = torch.nn.Parameter(torch.linspace(0.5, 1, heads))
-
-    def forward(self, x: torch.Tensor, padding: torch.Tensor) -> torch.Tensor:
-        q, k, v = self.projection(x).unflatten(-1, (3, self.heads, -1)).unbind(2)
-        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
-        out = torch.ops.kktorch.attention_bn(
+class Layer(SelfAttention):
+    def attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, padding: torch.Tensor):
+        return torch.ops.kktorch.attention_bn(
             q, k, v, self.beta, padding, key_weight=None, is_causal=self.is_causal
         )
-        return out.transpose(1, 2).flatten(2)
-
-
-def sequences(batch, length):
-    x = torch.randn(batch, length, 8)
-    return x, torch.arange(length).expand(batch, -1) >= length - 2
-
-
-def dynamic_shapes():
-    batch, length = torch.export.Dim("batch", min=2), torch.export.Dim("length", min=3)
-    return ({0: batch, 1: length}, {0: batch, 1: length})
 
 
 @pytest.mark.filterwarnings("ignore:The given buffer is not writable")
 @pytest.mark.parametrize("is_causal", [False, True])
 def test_export(is_causal):
-    module = SelfAttention(is_causal=is_causal).eval()
-    program = torch.export.export(module, sequences(3, 6), dynamic_shapes=dynamic_shapes())
+    module = Layer(is_causal=is_causal).eval()
+    program = exported(module)
     names = {str(node.target) for node in program.graph.nodes}
     assert any(name.startswith("kktorch.") for name in names)
-    for inputs in (sequences(3, 6), sequences(2, 11)):
-        assert_close(program.module()(*inputs), module(*inputs), 1e-6)
-    file = io.BytesIO()
-    torch.export.save(program, file)
-    file.seek(0)
-    inputs = sequences(4, 5)
-    assert_close(torch.export.load(file).module()(*inputs), module(*inputs), 1e-6)
+    check_exported(program, module, (11, 6, 5))
 
 
 @pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")
 def test_ahead_of_time_package(tmp_path):
-    module = SelfAttention().eval()
+    module = Layer().eval()
     with torch.no_grad():
-        program = torch.export.export(module, sequences(3, 6), dynamic_shapes=dynamic_shapes())
         path = torch._inductor.aoti_compile_and_package(
-            program, package_path=str(tmp_path / "attention.pt2")
+            exported(module), package_path=str(tmp_path / "attention.pt2")
         )
         packaged = torch._inductor.aoti_load_package(path)
         for inputs in (sequences(3, 6), sequences(2, 11)):
@@ -199,21 +159,7 @@ def test_ahead_of_time_package(tmp_path):
 
 @pytest.mark.parametrize("is_causal", [False, True])
 def test_torchscript(is_causal):
-    module = SelfAttention(is_causal=is_causal)
-    scripted = torch.jit.script(module)
-    file = io.BytesIO()
-    torch.jit.save(scripted, file)
-    file.seek(0)
-    loaded = torch.jit.load(file)
-    for inputs in (sequences(3, 6), sequences(2, 11)):
-        expected = module(*inputs)
-        wanted = torch.autograd.grad(expected.square().sum(), list(module.parameters()))
-        for compiled in (scripted, loaded):
-            out = compiled(*inputs)
-            assert_identical(out, expected)
-            grads = torch.autograd.grad(out.square().sum(), list(compiled.parameters()))
-            for actual, grad in zip(grads, wanted, strict=True):
-                assert_close(actual, grad, 1e-6)
+    check_torchscript(Layer(is_causal=is_causal), (11, 6))
 
 
 # Autocast

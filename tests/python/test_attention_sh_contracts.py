@@ -1,7 +1,5 @@
 """What the dispatcher, compilers and transforms may expect of attention_sh."""
 
-import io
-
 import pytest
 import torch
 from attention_bn_cases import (
@@ -14,6 +12,14 @@ from attention_bn_cases import (
     evaluate,
 )
 from attention_sh_cases import MODES, op, problem, ref
+from op_contracts import (
+    SelfAttention,
+    check_backward_op,
+    check_compiles_once,
+    check_exported,
+    check_torchscript,
+    exported,
+)
 from torch.autograd import forward_ad
 
 # TorchScript stays supported here after its deprecation upstream
@@ -76,13 +82,9 @@ def test_opcheck_of_the_private_ops(gradients, mask, norm):
             t.requires_grad_() if t is not None and t.is_floating_point() else t for t in operands
         ]
     torch.library.opcheck(private_forward.default, (*operands, *numbers))
-    saved = [t.detach() for t in private_forward(*operands, *numbers)]
-    grad_out = cotangent(saved[0].shape).requires_grad_(gradients)
-    checks = ["test_schema", "test_autograd_registration", "test_faketensor"]
-    if not gradients:  # the last check differentiates what refuses to be differentiated
-        checks.append("test_aot_dispatch_dynamic")
-    arguments = (grad_out, *operands, *saved, *numbers)
-    torch.library.opcheck(private_backward.default, arguments, test_utils=checks)
+    queries = operands[0].shape
+    grad_out = cotangent((*queries[:3], operands[2].shape[3])).requires_grad_(gradients)
+    check_backward_op(private_forward, private_backward, operands, numbers, grad_out)
 
 
 def test_ops_are_tagged_for_the_compiler():
@@ -103,81 +105,29 @@ def test_ops_are_tagged_for_the_compiler():
     ],
 )
 def test_compile_with_dynamic_shapes(called, mode, windows, square):
-    graphs = []
-
-    def backend(graph, inputs):
-        graphs.append(graph)
-        return torch._dynamo.backends.debugging.aot_eager(graph, inputs)
-
-    def function(query, key, value, **options):
-        return called(query * 2, key, value, **options) + 1
-
-    compiled = torch.compile(function, backend=backend, fullgraph=True, dynamic=True)
-    # sizes that differ from each other: equal ones would be compiled as one size
-    for shape in (Shape(6, 4, 2, 9, 11, 8, 3), Shape(7, 4, 2, 13, 17, 8, 3)):
-        shape = shape._replace(M=shape.N) if square else shape
-        tensors, options = problem(shape, mode, "padding", windows)
-        expected = evaluate(function, tensors, options)
-        assert_close(evaluate(compiled, tensors, options), expected, 1e-12)
-    assert len(graphs) == 1
+    shapes = [Shape(6, 4, 2, 9, 11, 8, 3), Shape(7, 4, 2, 13, 17, 8, 3)]
+    if square:
+        shapes = [shape._replace(M=shape.N) for shape in shapes]
+    check_compiles_once(called, [problem(shape, mode, "padding", windows) for shape in shapes])
 
 
-class SelfAttention(torch.nn.Module):
-    """The op between two linear maps, as a layer has it."""
-
-    def __init__(self, width: int = 8, heads: int = 2, is_causal: bool = False):
-        super().__init__()
-        self.heads, self.is_causal = heads, is_causal
-        self.projection = torch.nn.Linear(width, 3 * width)
-        self.beta = torch.nn.Parameter(torch.linspace(0.5, 1, heads))
-
-    def forward(self, x: torch.Tensor, padding: torch.Tensor) -> torch.Tensor:
-        q, k, v = self.projection(x).unflatten(-1, (3, self.heads, -1)).unbind(2)
-        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
-        out = torch.ops.kktorch.attention_sh(
+class Layer(SelfAttention):
+    def attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, padding: torch.Tensor):
+        return torch.ops.kktorch.attention_sh(
             q, k, v, [2, 3], self.beta, padding, bn=True, num_special=1, is_causal=self.is_causal
         )
-        return out.transpose(1, 2).flatten(2)
-
-
-def sequences(batch, length):
-    x = torch.randn(batch, length, 8)
-    return x, torch.arange(length).expand(batch, -1) >= length - 2
 
 
 @pytest.mark.filterwarnings("ignore:The given buffer is not writable")
 @pytest.mark.parametrize("is_causal", [False, True])
 def test_export(is_causal):
-    module = SelfAttention(is_causal=is_causal).eval()
-    batch, length = torch.export.Dim("batch", min=2), torch.export.Dim("length", min=6)
-    sizes = {0: batch, 1: length}
-    program = torch.export.export(module, sequences(3, 9), dynamic_shapes=(sizes, sizes))
-    for inputs in (sequences(3, 9), sequences(2, 14)):
-        assert_close(program.module()(*inputs), module(*inputs), 1e-6)
-    file = io.BytesIO()
-    torch.export.save(program, file)
-    file.seek(0)
-    inputs = sequences(4, 7)
-    assert_close(torch.export.load(file).module()(*inputs), module(*inputs), 1e-6)
+    module = Layer(is_causal=is_causal).eval()
+    check_exported(exported(module, 6), module, (14, 9, 7))
 
 
 @pytest.mark.parametrize("is_causal", [False, True])
 def test_torchscript(is_causal):
-    module = SelfAttention(is_causal=is_causal)
-    scripted = torch.jit.script(module)
-    file = io.BytesIO()
-    torch.jit.save(scripted, file)
-    file.seek(0)
-    loaded = torch.jit.load(file)
-    for inputs in (sequences(3, 6), sequences(2, 11)):
-        expected = module(*inputs)
-        wanted = torch.autograd.grad(expected.square().sum(), list(module.parameters()))
-        for compiled in (scripted, loaded):
-            out = compiled(*inputs)
-            assert_identical(out, expected)
-            grads = torch.autograd.grad(out.square().sum(), list(compiled.parameters()))
-            for actual, grad in zip(grads, wanted, strict=True):
-                assert_close(actual, grad, 1e-6)
+    check_torchscript(Layer(is_causal=is_causal), (11, 6))
 
 
 # Autocast

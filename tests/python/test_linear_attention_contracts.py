@@ -1,13 +1,19 @@
 """What the dispatcher, compilers and callers of the package may expect of linear_attention."""
 
 import inspect
-import io
 
 import kktorch
 import pytest
 import torch
 from attention_bn_cases import HALVES, Shape, assert_close, assert_identical, cast, evaluate
 from linear_attention_cases import FORMS, op, problem
+from op_contracts import (
+    SelfAttention,
+    check_compiles_once,
+    check_exported,
+    check_torchscript,
+    exported,
+)
 
 # TorchScript stays supported here after its deprecation upstream
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
@@ -54,22 +60,9 @@ def test_function_calls_the_op():
 
 @pytest.mark.parametrize("form", FORMS)
 def test_compile_with_dynamic_shapes(form):
-    graphs = []
-
-    def backend(graph, inputs):
-        graphs.append(graph)
-        return torch._dynamo.backends.debugging.aot_eager(graph, inputs)
-
-    def function(query, key, value, **options):
-        return op(query * 2, key, value, **options) + 1
-
-    compiled = torch.compile(function, backend=backend, fullgraph=True, dynamic=True)
-    # sizes that differ from each other (equal ones would be compiled as one); 1, 2 and 3 chunks
-    for shape in (Shape(6, 4, 2, 5, 7, 8, 3), Shape(9, 4, 2, 12, 65, 8, 3), Shape(2, 4, 2, 5, 150)):
-        tensors, options = problem(shape._replace(D=8, Dv=3), form, "padding")
-        expected = evaluate(function, tensors, options)
-        assert_close(evaluate(compiled, tensors, options), expected, 1e-12)
-    assert len(graphs) == 1
+    # 1, 2 and 3 chunks
+    shapes = Shape(6, 4, 2, 5, 7, 8, 3), Shape(9, 4, 2, 12, 65, 8, 3), Shape(2, 4, 2, 5, 150, 8, 3)
+    check_compiles_once(op, [problem(shape, form, "padding") for shape in shapes])
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -86,64 +79,26 @@ def test_compile_with_the_default_backend(form):
         assert_close(evaluate(compiled, (q, k, v), arguments), expected, 1e-12)
 
 
-class SelfAttention(torch.nn.Module):
-    """The op between two linear maps, as a layer has it."""
-
-    def __init__(self, width: int = 8, heads: int = 2, is_causal: bool = False):
-        super().__init__()
-        self.heads, self.is_causal = heads, is_causal
-        self.projection = torch.nn.Linear(width, 3 * width)
-        self.beta = torch.nn.Parameter(torch.linspace(0.5, 1, heads))
-
-    def forward(self, x: torch.Tensor, padding: torch.Tensor) -> torch.Tensor:
-        q, k, v = self.projection(x).unflatten(-1, (3, self.heads, -1)).unbind(2)
-        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
-        out = torch.ops.kktorch.linear_attention(
+class Layer(SelfAttention):
+    def attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, padding: torch.Tensor):
+        return torch.ops.kktorch.linear_attention(
             q, k, v, self.beta, padding, key_weight=None, is_causal=self.is_causal
         )
-        return out.transpose(1, 2).flatten(2)
-
-
-def sequences(batch, length):
-    x = torch.randn(batch, length, 8)
-    return x, torch.arange(length).expand(batch, -1) >= length - 2
 
 
 @pytest.mark.filterwarnings("ignore:The given buffer is not writable")
 @pytest.mark.parametrize("is_causal", [False, True])
 def test_export(is_causal):
-    module = SelfAttention(is_causal=is_causal).eval()
-    batch, length = torch.export.Dim("batch", min=2), torch.export.Dim("length", min=3)
-    dynamic_shapes = ({0: batch, 1: length}, {0: batch, 1: length})
-    program = torch.export.export(module, sequences(3, 6), dynamic_shapes=dynamic_shapes)
+    module = Layer(is_causal=is_causal).eval()
+    program = exported(module)
     # the op, and what it decomposes into
-    for exported in (program, program.run_decompositions()):
-        file = io.BytesIO()
-        torch.export.save(exported, file)
-        file.seek(0)
-        loaded = torch.export.load(file).module()
-        for inputs in (sequences(3, 6), sequences(2, 11), sequences(2, 129)):
-            assert_close(exported.module()(*inputs), module(*inputs), 1e-6)
-            assert_close(loaded(*inputs), module(*inputs), 1e-6)
+    for each in (program, program.run_decompositions()):
+        check_exported(each, module, (11, 6, 129))
 
 
 @pytest.mark.parametrize("is_causal", [False, True])
 def test_torchscript(is_causal):
-    module = SelfAttention(is_causal=is_causal)
-    scripted = torch.jit.script(module)
-    file = io.BytesIO()
-    torch.jit.save(scripted, file)
-    file.seek(0)
-    loaded = torch.jit.load(file)
-    for inputs in (sequences(3, 6), sequences(2, 70)):
-        expected = module(*inputs)
-        wanted = torch.autograd.grad(expected.square().sum(), list(module.parameters()))
-        for compiled in (scripted, loaded):
-            out = compiled(*inputs)
-            assert_identical(out, expected)
-            grads = torch.autograd.grad(out.square().sum(), list(compiled.parameters()))
-            for actual, grad in zip(grads, wanted, strict=True):
-                assert_close(actual, grad, 1e-6)
+    check_torchscript(Layer(is_causal=is_causal), (6, 70))
 
 
 # Autocast

@@ -102,12 +102,11 @@ Tensor beta_of_heads(const Decode& a) {
 
 // ---- CPU ----
 
-/// The keys of a head are cut into parts where there are fewer heads than threads.
+/// The keys of a head are cut into parts where there are few heads: by sizes alone, so that results
+/// do not depend on the number of threads.
 int64_t parts_of(int64_t heads, int64_t longest) {
-  if (heads >= at::get_num_threads()) return 1;
-  // A fixed number, so that results do not depend on the number of threads; 0.25 M keys at most.
-  constexpr int64_t kPart = 512, kMostParts = 64;
-  return std::clamp<int64_t>((longest + kPart - 1) / kPart, 1, kMostParts);
+  constexpr int64_t kTasks = 64, kPart = 512;
+  return std::clamp<int64_t>(kTasks / heads, 1, (longest + kPart - 1) / kPart);
 }
 
 template <typename T>
@@ -145,7 +144,7 @@ class DecodeCpu {
     detail::for_each<A>(heads, (rows + T_new_) * D_, 3 * D_, [&](int64_t u, A* scratch) {
       advance(kernels, u, part_rows(u, 0), scratch);
     });
-    const int64_t scratch_size = csrc::decode_scratch_size(rows, D_, Dv_);
+    const int64_t scratch_size = csrc::decode_scratch_size(D_);
     detail::for_each<A>(heads * parts, longest / parts * rows * (D_ + Dv_), scratch_size,
                         [&](int64_t unit, A* scratch) {
                           const int64_t u = unit / parts, part = unit % parts;

@@ -4,7 +4,6 @@
 // that stay in the L1 cache while every query row uses them, with an online softmax per row,
 //
 //     m' = max(m, max_j s_j),   l' = l e^(m - m') + sum_j e^(s_j - m'),   o' = o e^(m - m') + ...
-#include <algorithm>
 #include <cstdint>
 
 #include "csrc/common/types.h"
@@ -50,9 +49,7 @@ struct DecodeKernels {
 /// Keys that are taken at a time.
 constexpr int64_t kDecodeBlock = 64;
 
-inline int64_t decode_scratch_size(int64_t rows, int64_t D, int64_t Dv) {
-  return rows * kDecodeBlock + 2 * D + std::max(D, Dv);
-}
+inline int64_t decode_scratch_size(int64_t D) { return kDecodeBlock + D; }
 
 /// The table of the CPU tier in use; T is double, float, c10::BFloat16 or c10::Half.
 template <typename T>

@@ -1,10 +1,10 @@
-// Built once per instruction-set tier (KKTORCH_TIER): plain loops for the vectoriser.
+// Built once per instruction-set tier (KKTORCH_TIER).
 #include <algorithm>
 #include <cmath>
-#include <limits>
 
 #include "csrc/attention/bn_decode.h"
 #include "csrc/attention/bn_formulas.h"
+#include "csrc/attention/core/softmax.h"
 #include "csrc/common/row_convert.h"
 
 namespace kktorch::csrc::KKTORCH_TIER {
@@ -39,40 +39,50 @@ void advance(const DecodeHead<T>& head, const Rows<const T>* query, const A* bet
   }
 }
 
-/// Independent partial sums, as wide as the widest vector: a reduction that may be vectorised.
-template <typename A>
-A dot(const A* __restrict a, const A* __restrict b, int64_t D) {
-  constexpr int64_t kLanes = 64 / sizeof(A);
-  A lanes[kLanes] = {};
+constexpr int kTogether = 4;  // keys whose sums do not wait for each other
+
+/// logits[i] = sum_d q_d (k_d - x0_d) of the kKeys keys from `key[j]` on.
+template <int kKeys, typename T, typename A = acc_t<T>>
+inline void score(const Rows<const T>& key, int64_t j, const A* q, const A* shift, int64_t D,
+                  A* logits) {
+  using V = Vector<A>;
+  V sums[kKeys] = {};
   int64_t d = 0;
-  for (; d + kLanes <= D; d += kLanes)
-    for (int64_t l = 0; l < kLanes; ++l) lanes[l] += a[d + l] * b[d + l];
-  for (int64_t l = 0; d + l < D; ++l) lanes[l] += a[d + l] * b[d + l];
-  for (int64_t width = kLanes / 2; width > 0; width /= 2)
-    for (int64_t l = 0; l < width; ++l) lanes[l] += lanes[l + width];
-  return lanes[0];
+  for (; d + kLanes<A> <= D; d += kLanes<A>) {
+    const auto qd = load<V>(q + d), x0 = load<V>(shift + d);
+#pragma GCC unroll 4
+    for (int i = 0; i < kKeys; ++i) sums[i] += qd * (load_converted(key[j + i] + d) - x0);
+  }
+  for (int i = 0; i < kKeys; ++i) {
+    logits[i] = reduce_sum<A>(sums[i]);
+    for (int64_t e = d; e < D; ++e) logits[i] += q[e] * (static_cast<A>(key[j + i][e]) - shift[e]);
+  }
 }
 
-/// e^x for x <= 0, relative error below 2e-7; NaN stays NaN. 2^(x log2 e) with the integer part in
-/// the exponent bits and a polynomial (Taylor, degree 6) for the fraction in [-1/2, 1/2].
-inline float exp_nonpositive(float x) {
-  const float y = (x < -87.0f ? -87.0f : x) * 1.44269504088896f;
-  const float rounded = (y + 12582912.0f) - 12582912.0f;  // 1.5 * 2^23: to the nearest integer
-  const float f = (y - rounded) * 0.693147180559945f;
-  const float p =
-      1.0f +
-      f * (1.0f + f * (0.5f + f * (1.0f / 6 + f * (1.0f / 24 + f * (1.0f / 120 + f / 720)))));
-  const auto exponent = std::bit_cast<int32_t>(rounded + 12582912.0f) << 23;
-  return std::bit_cast<float>(std::bit_cast<int32_t>(p) + exponent);
+/// out += sum_i p_i v_i over the kKeys values from `value[j]` on.
+template <int kKeys, typename T, typename A = acc_t<T>>
+inline void add_values(const Rows<const T>& value, int64_t j, const A* p, int64_t Dv, A* out) {
+  using V = Vector<A>;
+  int64_t e = 0;
+  for (; e + kLanes<A> <= Dv; e += kLanes<A>) {
+    auto sum = load<V>(out + e);
+#pragma GCC unroll 4
+    for (int i = 0; i < kKeys; ++i) sum += p[i] * load_converted(value[j + i] + e);
+    store(out + e, sum);
+  }
+  for (; e < Dv; ++e)
+    for (int i = 0; i < kKeys; ++i) out[e] += p[i] * static_cast<A>(value[j + i][e]);
 }
-inline double exp_nonpositive(double x) { return std::exp(x); }
 
-/// Logits of one row against a block become e^(s - m'); its sum and output are rescaled.
-template <typename A>
-void softmax_block(A* __restrict logits, int64_t keys, const DecodeRows<A>& rows, int64_t row,
-                   int64_t Dv) {
-  A top = rows.max[row];
-  for (int64_t j = 0; j < keys; ++j) top = logits[j] > top ? logits[j] : top;
+/// Logits of one row against `keys` keys of a block become e^(s - m'), 0 behind them; the sum and
+/// the output of the row are rescaled.
+template <typename T, typename A = acc_t<T>>
+void softmax_block(A* logits, int64_t keys, const DecodeRows<A>& rows, int64_t row, int64_t Dv) {
+  using V = Vector<A>;
+  std::fill(logits + keys, logits + kDecodeBlock, -kInfinity<A>);
+  auto largest = broadcast(rows.max[row]);
+  for (int64_t j = 0; j < keys; j += kLanes<A>) largest = larger(load<V>(logits + j), largest);
+  const A top = reduce_max<A>(largest);
   if (top > rows.max[row] && rows.sum[row] > 0) {
     const A factor = std::exp(rows.max[row] - top);
     A* __restrict out = rows.out + row * Dv;
@@ -80,53 +90,48 @@ void softmax_block(A* __restrict logits, int64_t keys, const DecodeRows<A>& rows
     for (int64_t e = 0; e < Dv; ++e) out[e] *= factor;
   }
   rows.max[row] = top;
-  for (int64_t j = 0; j < keys; ++j) logits[j] = exp_nonpositive(logits[j] - top);
-  for (int64_t j = 0; j < keys; ++j) rows.sum[row] += logits[j];
+  V sum{};
+  for (int64_t j = 0; j < keys; j += kLanes<A>) {
+    const auto p = exp2_for<T>((load<V>(logits + j) - top) * static_cast<A>(kLog2E));
+    store(logits + j, p);
+    sum += p;
+  }
+  rows.sum[row] += reduce_sum<A>(sum);
 }
 
-template <typename A>
-inline void subtract(const A* __restrict a, const A* __restrict b, int64_t D, A* __restrict c) {
-  for (int64_t d = 0; d < D; ++d) c[d] = a[d] - b[d];
+/// One row and the `keys` keys and values from `begin` on; logits: [kDecodeBlock].
+template <typename T, typename A = acc_t<T>>
+void attend_block(const DecodeHead<T>& head, int64_t begin, int64_t keys, const DecodeRows<A>& rows,
+                  int64_t row, const A* shift, A* logits) {
+  const A* q = rows.query + row * head.D;
+  A* const out = rows.out + row * head.Dv;
+  const int64_t whole = keys / kTogether * kTogether;
+  for (int64_t j = 0; j < whole; j += kTogether)
+    score<kTogether>(head.key, begin + j, q, shift, head.D, logits + j);
+  for (int64_t j = whole; j < keys; ++j)
+    score<1>(head.key, begin + j, q, shift, head.D, logits + j);
+  softmax_block<T>(logits, keys, rows, row, head.Dv);
+  for (int64_t j = 0; j < whole; j += kTogether)
+    add_values<kTogether>(head.value, begin + j, logits + j, head.Dv, out);
+  for (int64_t j = whole; j < keys; ++j)
+    add_values<1>(head.value, begin + j, logits + j, head.Dv, out);
 }
 
 template <typename T, typename A = acc_t<T>>
 void attend(const DecodeHead<T>& head, int64_t begin, int64_t end, const DecodeRows<A>& rows,
             A* scratch) {
-  const int64_t D = head.D, Dv = head.Dv, R = head.G * head.T_new;
-  A* const logits = scratch;
-  A *const shift = scratch + R * kDecodeBlock, *const centred = shift + D,
-           *const converted = centred + D;
-  std::fill_n(rows.max, R, -std::numeric_limits<A>::infinity());
+  const int64_t R = head.G * head.T_new;
+  A *const logits = scratch, *const shift = scratch + kDecodeBlock;
+  std::fill_n(rows.max, R, -kInfinity<A>);
   std::fill_n(rows.sum, R, A{0});
-  std::fill_n(rows.out, R * Dv, A{0});
-  const A* first = load_row(head.key[0], D, shift);
-  if (first != shift) std::copy_n(first, D, shift);
-  /// Keys of the block that a row sees.
-  const auto visible = [&](int64_t row, int64_t block) {
-    return std::min(end, head.past + row % head.T_new + 1) - block;
-  };
+  std::fill_n(rows.out, R * head.Dv, A{0});
+  const A* first = load_row(head.key[0], head.D, shift);
+  if (first != shift) std::copy_n(first, head.D, shift);
   for (int64_t block = begin; block < end; block += kDecodeBlock) {
-    const int64_t keys = std::min(kDecodeBlock, end - block);
-    for (int64_t j = 0; j < keys; ++j) {
-      // Not converted in place: a loop whose input may be its output is not vectorised.
-      const A* __restrict k = load_row(head.key[block + j], D, converted);
-      subtract(k, shift, D, centred);
-      for (int64_t row = 0; row < R; ++row)
-        logits[row * kDecodeBlock + j] = dot(rows.query + row * D, centred, D);
-    }
+    const int64_t last = std::min(block + kDecodeBlock, end);
     for (int64_t row = 0; row < R; ++row) {
-      const int64_t seen = std::min(keys, visible(row, block));
-      if (seen <= 0) continue;
-      softmax_block(logits + row * kDecodeBlock, seen, rows, row, Dv);
-    }
-    for (int64_t j = 0; j < keys; ++j) {
-      const A* __restrict v = load_row(head.value[block + j], Dv, converted);
-      for (int64_t row = 0; row < R; ++row) {
-        if (j >= visible(row, block)) continue;
-        const A p = logits[row * kDecodeBlock + j];
-        A* __restrict out = rows.out + row * Dv;
-        for (int64_t e = 0; e < Dv; ++e) out[e] += p * v[e];
-      }
+      const int64_t seen = std::min(last, head.past + row % head.T_new + 1) - block;
+      if (seen > 0) attend_block(head, block, seen, rows, row, shift, logits);
     }
   }
 }

@@ -16,6 +16,12 @@ needs_cuda = pytest.mark.skipif(
 )
 
 
+def pytest_configure(config):
+    """Test processes that run side by side share the cores."""
+    processes = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1))
+    torch.set_num_threads(max(1, torch.get_num_threads() // processes))
+
+
 @pytest.fixture(autouse=True)
 def repeatable():
     """Every test starts from one seed and leaves the number of threads as it was."""

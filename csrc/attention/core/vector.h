@@ -1,13 +1,18 @@
 #pragma once
 // Vectors of the widest kind that this instruction-set tier has, as compiler vectors: arithmetic
 // and comparisons are operators. Internal linkage, because every tier needs its own copy.
+#include <torch/headeronly/util/BFloat16.h>
+#include <torch/headeronly/util/Half.h>
+
 #include <cstdint>
 #include <cstring>
 #include <type_traits>
 
-#ifdef __AVX512F__
+#if defined(__AVX512F__) || defined(__F16C__)
 #include <immintrin.h>
 #endif
+
+#include "csrc/common/types.h"
 
 namespace kktorch::csrc {
 namespace {
@@ -43,6 +48,29 @@ inline V load(const P* from) {
 template <typename V, typename P>
 inline void store(P* to, V v) {
   std::memcpy(to, &v, sizeof(V));
+}
+
+/// As many values as a vector of accumulators has lanes, converted.
+template <typename T>
+inline Vector<acc_t<T>> load_converted(const T* from) {
+  using V = Vector<acc_t<T>>;
+  if constexpr (std::is_same_v<T, acc_t<T>>) {
+    return load<V>(from);
+  } else if constexpr (std::is_same_v<T, c10::BFloat16>) {
+    typedef uint16_t Halves __attribute__((vector_size(kVectorBytes / 2)));
+    typedef uint32_t Words __attribute__((vector_size(kVectorBytes)));
+    return reinterpret_cast<V>(__builtin_convertvector(load<Halves>(from), Words) << 16);
+  } else {
+#if defined(__AVX512F__)
+    return _mm512_cvtph_ps(load<__m256i>(from));
+#elif defined(__F16C__)
+    return _mm256_cvtph_ps(load<__m128i>(from));
+#else
+    V v;
+    for (int i = 0; i < kLanes<float>; ++i) v[i] = static_cast<float>(from[i]);
+    return v;
+#endif
+  }
 }
 
 template <typename A>

@@ -318,7 +318,7 @@ Experiment redundancy() {
           "and R grows with the length of the outputs; the distance between maps has neither "
           "fault, but compares heads of one scale only. Untrained models are measured in "
           "evaluation mode, where batch normalisation still is the identity.",
-      .times = {"9 s", "3 min", "10 h"},
+      .times = {"9 s", "4 min", "10 h"},
       .settings = settings,
       .run = run};
 }

@@ -11,7 +11,8 @@ say() { printf '\033[1m%s\033[0m\n' "kktorch: $*" >&2; }
 fail() { say "$*"; exit 1; }
 
 # Debian packages: the compiler, and the libraries that CMake finds (elsewhere it fetches those itself).
-PACKAGES=(g++ git python3-dev python3-venv libgtest-dev libcli11-dev nlohmann-json3-dev libfmt-dev libsvm-dev zlib1g-dev)
+PACKAGES=(g++ git python3-dev python3-venv libgtest-dev libcli11-dev nlohmann-json3-dev libfmt-dev libsvm-dev zlib1g-dev
+          libeigen3-dev)
 
 system_packages() {
   command -v dpkg-query >/dev/null || {

@@ -29,6 +29,10 @@ struct DenseKernels {
   /// kGemmWorkspace numbers, 64-byte aligned.
   void (*gemm)(int64_t m, int64_t n, int64_t k, T alpha, MatrixView A, MatrixView B, T* C,
                int64_t ldc, T* workspace);
+  /// One-sided Jacobi: plane rotations of the rows of G [k, m] until they are orthogonal to
+  /// rounding, applied to the rows of V [k, n] as well; V may be null. squares: [k], receives
+  /// |g_i|^2.
+  void (*jacobi)(int64_t k, int64_t m, int64_t n, T* G, T* V, T* squares);
 };
 inline constexpr int64_t kGemmRows = 96, kGemmDepth = 256, kGemmColumns = 480;
 inline constexpr int64_t kGemmWorkspace = kGemmDepth * (kGemmRows + kGemmColumns);

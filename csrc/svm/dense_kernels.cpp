@@ -86,11 +86,53 @@ double difference_dot(const double* a, const double* b, const double* y, int64_t
 
 void axpy_kernel(double s, const double* x, double* y, int64_t n) { axpy(s, x, y, n); }
 
+/// a = c a - s b, b = s a + c b.
+inline void rotate(double* a, double* b, double c, double s, int64_t n) {
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) {
+    const Vector x = load(a + i), y = load(b + i);
+    store(a + i, c * x - s * y);
+    store(b + i, s * x + c * y);
+  }
+  for (; i < n; ++i) {
+    const double x = a[i], y = b[i];
+    a[i] = c * x - s * y;
+    b[i] = s * x + c * y;
+  }
+}
+
+// Hestenes 1958; the rotation that makes rows i and j orthogonal has t = tan(angle) with
+// t^2 + 2 zeta t - 1 = 0, zeta = (|g_j|^2 - |g_i|^2) / (2 g_i.g_j).
+void jacobi(int64_t k, int64_t m, int64_t n, double* G, double* V, double* squares) {
+  constexpr double kOrthogonal = 1e-15;
+  constexpr int kSweeps = 60;
+  bool rotated = true;
+  for (int pass = 0; pass < kSweeps && rotated; ++pass) {
+    rotated = false;
+    for (int64_t i = 0; i < k; ++i) squares[i] = dot(G + i * m, G + i * m, m);
+    for (int64_t i = 0; i < k; ++i)
+      for (int64_t j = i + 1; j < k; ++j) {
+        const double c = dot(G + i * m, G + j * m, m), product = squares[i] * squares[j];
+        if (!(c * c > kOrthogonal * kOrthogonal * product) || product == 0) continue;
+        rotated = true;
+        const double zeta = (squares[j] - squares[i]) / (2 * c);
+        const double size = zeta < 0 ? -zeta : zeta;
+        const double t = (zeta < 0 ? -1 : 1) / (size + __builtin_sqrt(1 + size * size));
+        const double cosine = 1 / __builtin_sqrt(1 + t * t);
+        rotate(G + i * m, G + j * m, cosine, cosine * t, m);
+        if (V) rotate(V + i * n, V + j * n, cosine, cosine * t, n);
+        squares[i] -= t * c;
+        squares[j] += t * c;
+      }
+  }
+  for (int64_t i = 0; i < k; ++i) squares[i] = dot(G + i * m, G + i * m, m);
+}
+
 }  // namespace
 
 template <typename T>
 DenseKernels<T> dense_kernels() {
-  return {dot_kernel, difference_dot, axpy_kernel, gemm};
+  return {dot_kernel, difference_dot, axpy_kernel, gemm, jacobi};
 }
 template DenseKernels<double> dense_kernels();
 

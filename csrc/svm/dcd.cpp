@@ -1,0 +1,154 @@
+#include "csrc/svm/dcd.h"
+
+#include <algorithm>
+#include <cmath>
+#include <numeric>
+#include <random>
+
+#include "csrc/common/tier_dispatch.h"
+#include "csrc/svm/dense.h"
+#include "csrc/svm/operators.h"
+
+namespace kktorch::csrc {
+
+KKTORCH_DEFINE_TIERED(DcdKernels, dcd_kernels)
+
+template const DcdKernels<double>& dcd_kernels<double>();
+
+namespace {
+
+constexpr double kInfinity = std::numeric_limits<double>::infinity();
+
+std::vector<int64_t> range(int64_t count) {
+  std::vector<int64_t> indices(count);
+  std::iota(indices.begin(), indices.end(), 0);
+  return indices;
+}
+
+std::vector<double> row_squares(const std::vector<double>& rows, int64_t width) {
+  std::vector<double> squares(rows.size() / width);
+  for (size_t i = 0; i < squares.size(); ++i)
+    for (int64_t c = 0; c < width; ++c) squares[i] += rows[i * width + c] * rows[i * width + c];
+  return squares;
+}
+
+/// Buffers of one descent, and the state that looks into them.
+class Descent {
+ public:
+  Descent(const Problem& problem, const SvmSettings& settings, const std::vector<double>& start)
+      : problem_(problem),
+        random_(settings.seed),
+        lam_(start.empty() ? std::vector<double>(problem.M) : start),
+        nu_(problem.E),
+        W_(problem.N),
+        scratch_(2 * problem.rx),
+        counts_(problem.sets.Q) {
+    std::vector<double> unused;
+    problem.gather(problem.pairs.inequality, range(problem.M), a_, unused);
+    problem.gather(problem.pairs.equality, range(problem.E), e_, unused);
+    aa_ = row_squares(a_, problem.rx);
+    ee_ = row_squares(e_, problem.rx);
+    zz_ = row_squares({problem.sets.z, problem.sets.z + problem.sets.Q * problem.rz}, problem.rz);
+    active_ = range(problem.M);
+    for (int64_t q = 0; q < problem.sets.Q; ++q)
+      counts_[q] = problem.pairs.inequality.ptr[q + 1] - problem.pairs.inequality.ptr[q];
+    state_ = {.Q = problem.sets.Q,
+              .rx = problem.rx,
+              .rz = problem.rz,
+              .inner = settings.inner,
+              .a = a_.data(),
+              .aa = aa_.data(),
+              .e = e_.data(),
+              .ee = ee_.data(),
+              .z = problem.sets.z,
+              .zz = zz_.data(),
+              .ptr = problem.pairs.inequality.ptr.data(),
+              .equality_ptr = problem.pairs.equality.ptr.data(),
+              .W = W_.data(),
+              .lam = lam_.data(),
+              .nu = nu_.data(),
+              .active = active_.data(),
+              .active_count = counts_.data(),
+              .order = nullptr,
+              .order_count = 0,
+              .random = 0,
+              .bound = kInfinity,
+              .largest = 0,
+              .y = scratch_.data(),
+              .du = scratch_.data() + problem.rx};
+    rebuild();
+  }
+
+  void epoch() {
+    order_.clear();
+    const auto& equality = problem_.pairs.equality.ptr;
+    for (int64_t q = 0; q < problem_.sets.Q; ++q)
+      if (counts_[q] > 0 || equality[q + 1] > equality[q]) order_.push_back(q);
+    std::shuffle(order_.begin(), order_.end(), random_);
+    state_.order = order_.data();
+    state_.order_count = static_cast<int64_t>(order_.size());
+    state_.random = random_() | 1;
+    state_.largest = -kInfinity;
+    dcd_kernels<double>().epoch(state_);
+    state_.bound = state_.largest > 0 ? state_.largest : kInfinity;
+  }
+
+  /// W from lam and nu, without the drift of the updates.
+  void rebuild() {
+    std::vector<double> W(problem_.N), part(problem_.N);
+    pair_adjoint(problem_.sets, problem_.pairs.anchor, problem_.pairs.inequality, lam_.data(),
+                 W.data());
+    if (problem_.E > 0) {
+      pair_adjoint(problem_.sets, problem_.pairs.anchor, problem_.pairs.equality, nu_.data(),
+                   part.data());
+      for (int64_t i = 0; i < problem_.N; ++i) W[i] += part[i];
+    }
+    for (int64_t i = 0; i < problem_.rx; ++i)
+      for (int64_t k = 0; k < problem_.rz; ++k) W_[k * problem_.rx + i] = W[i * problem_.rz + k];
+    row_major_ = std::move(W);
+  }
+
+  /// Its certificate measures all pairs; resting ones that are violated wake up.
+  Candidate candidate() {
+    Candidate found{problem_.E > 0 ? problem_.adjoint(lam_) : row_major_, lam_, {}};
+    std::vector<double> margins;
+    found.c = problem_.measure_dual(found.W, found.lam, &margins);
+    wake(margins);
+    return found;
+  }
+
+ private:
+  void wake(const std::vector<double>& margins) {
+    const auto& ptr = problem_.pairs.inequality.ptr;
+    for (int64_t q = 0; q < problem_.sets.Q; ++q)
+      for (int64_t i = ptr[q] + counts_[q]; i < ptr[q + 1]; ++i)
+        if (margins[active_[i]] < 1) std::swap(active_[i], active_[ptr[q] + counts_[q]++]);
+  }
+
+  const Problem& problem_;
+  std::mt19937_64 random_;
+  std::vector<double> a_, e_, aa_, ee_, zz_, lam_, nu_, W_, row_major_, scratch_;
+  std::vector<int64_t> active_, counts_, order_;
+  DcdState state_{};
+};
+
+}  // namespace
+
+int64_t descend(const Problem& problem, const SvmSettings& settings, double tol,
+                const std::vector<double>& start, int64_t patience, Monitor& monitor,
+                Candidate& best) {
+  Descent descent(problem, settings, start);
+  for (int64_t epoch = 1; epoch <= settings.max_epochs; ++epoch) {
+    descent.epoch();
+    if (epoch % settings.check_every != 0 && epoch != settings.max_epochs) continue;
+    descent.rebuild();
+    keep_better(best, descent.candidate());
+    if (best.c.gap == 1 && epoch >= patience) return epoch;
+    if (best.c.gap <= tol || best.c.kappa >= settings.kappa_max ||
+        !monitor.report("descent", epoch, best.c))
+      return epoch;
+  }
+  return settings.max_epochs;
+}
+
+}  // namespace kktorch::csrc

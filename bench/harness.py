@@ -17,7 +17,6 @@ import torch
 
 TOTAL = "total"  # all phases of a step
 SAMPLE_SECONDS = 0.02  # a shorter step is repeated within a round until it fills this time
-CASE_SECONDS = 300  # a case that would take longer runs fewer rounds, not below _FEWEST_ROUNDS
 _FEWEST_ROUNDS = 6  # fewer give no 95 % interval
 
 
@@ -56,8 +55,9 @@ class GateError(Exception):
     """The subject computes something else: there is nothing to time."""
 
 
-def run_case(case: Case, rounds: int, peak: float) -> dict:
-    """Gate first, then at most ``rounds`` rounds. ``peak`` is the ceiling in work per second.
+def run_case(case: Case, rounds: int, limit: float, peak: float) -> dict:
+    """Gate first, then ``rounds`` rounds, fewer where they would take more than ``limit`` seconds
+    (at least 6). ``peak`` is the ceiling in work per second.
 
     Returns:
         Medians of seconds per contender and phase; per peer and phase the median of the paired
@@ -74,7 +74,7 @@ def run_case(case: Case, rounds: int, peak: float) -> dict:
         except Exception as error:  # a peer that cannot run here is named in the table
             missing[peer.name] = f"{type(error).__name__}: {error}".splitlines()[0][:200]
     errors = case.check([case.subject, *runnable])
-    samples = measure([case.subject, *runnable], rounds)
+    samples = measure([case.subject, *runnable], rounds, limit)
     ours = samples[case.subject.name]
     seconds = {
         name: {phase: _short(statistics.median(values)) for phase, values in phases.items()}
@@ -102,7 +102,9 @@ def run_case(case: Case, rounds: int, peak: float) -> dict:
     }
 
 
-def measure(contenders: list[Contender], rounds: int) -> dict[str, dict[str, list[float]]]:
+def measure(
+    contenders: list[Contender], rounds: int, limit: float
+) -> dict[str, dict[str, list[float]]]:
     """Seconds per contender and phase, one value per round."""
     repeats, round_seconds = {}, 0.0
     for contender in contenders:
@@ -111,7 +113,7 @@ def measure(contenders: list[Contender], rounds: int) -> dict[str, dict[str, lis
             seconds = min(contender.step()[TOTAL] for _ in range(2))
         repeats[contender.name] = max(1, min(1000, math.ceil(SAMPLE_SECONDS / seconds)))
         round_seconds += repeats[contender.name] * seconds
-    rounds = min(rounds, max(_FEWEST_ROUNDS, int(CASE_SECONDS / round_seconds)))
+    rounds = min(rounds, max(_FEWEST_ROUNDS, int(limit / round_seconds)))
     samples = {contender.name: {} for contender in contenders}
     gc.collect()
     gc.disable()

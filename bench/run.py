@@ -22,7 +22,7 @@ import machine  # noqa: E402
 import memory  # noqa: E402
 import page  # noqa: E402
 import torch  # noqa: E402
-from harness import CASE_SECONDS, CEILINGS, SAMPLE_SECONDS, TOTAL, GateError, run_case  # noqa: E402
+from harness import CEILINGS, SAMPLE_SECONDS, TOTAL, GateError, run_case  # noqa: E402
 from kktorch._files import write_text  # noqa: E402
 
 
@@ -71,6 +71,9 @@ def _parse(argv):
     parser.add_argument("--dtype", **comma, help="default: all of the suite")
     parser.add_argument("--variants", **comma, help="default: all of the suite")
     parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument(
+        "--case-seconds", type=float, default=300, help="a longer case runs fewer rounds, at least 6"
+    )
     parser.add_argument("--threads", type=int, help="default: as torch chooses")
     parser.add_argument("--memory", action="store_true", help="peak memory instead of time")
     parser.add_argument("--compare", type=Path, metavar="STORED.json", help="an earlier result")
@@ -115,11 +118,13 @@ def _measure_time(suite, arguments, result) -> Iterator[dict]:
     ceiling = CEILINGS[suite.CEILING]
     for name in dict.fromkeys(dtype for _, dtype, _ in keys):
         result["peaks"][name] = ceiling(suite.DTYPES[name])
-    minutes = _estimate(suite, keys, arguments.rounds, result["peaks"]) / 60
+    minutes = _estimate(suite, keys, arguments, result["peaks"]) / 60
     print(f"{len(keys)} cases, about {math.ceil(minutes)} min", flush=True)
     rows = {tuple(row["key"].values()): row for row in result["cases"]}
     for key in keys:
-        row = run_case(suite.case(*key), arguments.rounds, result["peaks"][key[1]])
+        row = run_case(
+            suite.case(*key), arguments.rounds, arguments.case_seconds, result["peaks"][key[1]]
+        )
         rows[key] = row
         result["cases"] = list(rows.values())
         _print(suite, row)
@@ -138,7 +143,7 @@ def _keys(suite, arguments) -> list[tuple[str, str, str]]:
     ]
 
 
-def _estimate(suite, keys, rounds: int, peaks: dict[str, float]) -> float:
+def _estimate(suite, keys, arguments, peaks: dict[str, float]) -> float:
     """Seconds of a run, as on a machine where every contender reaches half of the ceiling."""
     compilation, other = 30, 2  # seconds per compiled contender, and per case for gate and inputs
     seconds = 0.0
@@ -146,7 +151,8 @@ def _estimate(suite, keys, rounds: int, peaks: dict[str, float]) -> float:
         peers = suite.peers(shape, variant)
         step = sum(suite.work(shape, variant).values()) / (0.5 * peaks[dtype])
         # The warm-up takes some more rounds, and a round of short steps a minimum of time.
-        seconds += min(CASE_SECONDS, (1 + len(peers)) * rounds * max(step, SAMPLE_SECONDS))
+        samples = (1 + len(peers)) * arguments.rounds * max(step, SAMPLE_SECONDS)
+        seconds += min(arguments.case_seconds, samples)
         seconds += 5 * (1 + len(peers)) * step + other
         seconds += compilation * sum(name.startswith("compile(") for name in peers)
     return seconds

@@ -39,7 +39,9 @@ void advance(const DecodeHead<T>& head, const Rows<const T>* query, const A* bet
   }
 }
 
-constexpr int kTogether = 4;  // keys whose sums do not wait for each other
+// Keys whose sums do not wait for each other. More of them are more streams than the processor
+// fetches ahead: 4 keys of 128 float32 take 1.1 times as long, 8 keys 1.3 times.
+constexpr int kTogether = 2;
 
 /// logits[i] = sum_d q_d (k_d - x0_d) of the kKeys keys from `key[j]` on.
 template <int kKeys, typename T, typename A = acc_t<T>>
@@ -50,7 +52,7 @@ inline void score(const Rows<const T>& key, int64_t j, const A* q, const A* shif
   int64_t d = 0;
   for (; d + kLanes<A> <= D; d += kLanes<A>) {
     const auto qd = load<V>(q + d), x0 = load<V>(shift + d);
-#pragma GCC unroll 4
+#pragma GCC unroll 2
     for (int i = 0; i < kKeys; ++i) sums[i] += qd * (load_converted(key[j + i] + d) - x0);
   }
   for (int i = 0; i < kKeys; ++i) {
@@ -66,7 +68,7 @@ inline void add_values(const Rows<const T>& value, int64_t j, const A* p, int64_
   int64_t e = 0;
   for (; e + kLanes<A> <= Dv; e += kLanes<A>) {
     auto sum = load<V>(out + e);
-#pragma GCC unroll 4
+#pragma GCC unroll 2
     for (int i = 0; i < kKeys; ++i) sum += p[i] * load_converted(value[j + i] + e);
     store(out + e, sum);
   }

@@ -66,7 +66,7 @@ def make_case(subject, peers, check=lambda contenders: {}):
 def test_rounds_are_interleaved_and_start_one_further_each_time(monkeypatch):
     clock = Clock(monkeypatch)
     contenders = [clock.contender(name, forward=1.0) for name in "ABC"]
-    samples = harness.measure(contenders, rounds=4)
+    samples = harness.measure(contenders, rounds=4, limit=300)
     assert "".join(clock.log[-12:]) == "ABC" + "BCA" + "CAB" + "ABC"
     assert samples["A"] == {"forward": [1.0] * 4, harness.TOTAL: [1.0] * 4}
 
@@ -80,7 +80,7 @@ def test_case_reports_seconds_ratios_and_share_of_the_ceiling(monkeypatch):
         raise RuntimeError("no compiler\nat all")
 
     broken = harness.Contender("broken", {"forward": fail})
-    row = harness.run_case(make_case(subject, [broken, peer]), rounds=6, peak=4e9)
+    row = harness.run_case(make_case(subject, [broken, peer]), rounds=6, limit=300, peak=4e9)
     assert row["seconds"]["ours"] == {"forward": 1, "backward": 3, "total": 4}
     medians = {phase: ratio["median"] for phase, ratio in row["ratios"]["peer"].items()}
     assert medians == {"forward": 2, "backward": 1.333, "total": 1.5}
@@ -95,14 +95,14 @@ def test_nothing_is_timed_behind_a_failed_gate(monkeypatch):
         raise harness.GateError("wrong")
 
     with pytest.raises(harness.GateError):
-        harness.run_case(make_case(clock.contender("ours", forward=1.0), [], check), 6, 1e9)
+        harness.run_case(make_case(clock.contender("ours", forward=1.0), [], check), 6, 300, 1e9)
     assert clock.log == []
 
 
 def test_a_long_case_runs_fewer_rounds_but_enough_for_an_interval(monkeypatch):
     clock = Clock(monkeypatch)
     for seconds, rounds in (1.0, 20), (30.0, 10), (200.0, 6):
-        samples = harness.measure([clock.contender("A", forward=seconds)], rounds=20)
+        samples = harness.measure([clock.contender("A", forward=seconds)], rounds=20, limit=300)
         assert len(samples["A"]["forward"]) == rounds
 
 

@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <cstring>
 #include <type_traits>
+#include <utility>
 
 #if defined(__AVX512F__) || defined(__F16C__)
 #include <immintrin.h>
@@ -84,19 +85,21 @@ inline V larger(V a, V b) {
   return a > b ? a : b;
 }
 
-/// Lane i + half of each vector, for i < half; the other lanes do not matter.
-template <typename A>
-inline Vector<A> upper_lanes(Vector<A> v, int half) {
-  Vector<Bits<A>> lanes;
-  for (int i = 0; i < kLanes<A>; ++i) lanes[i] = (i + half) % kLanes<A>;
-  return __builtin_shuffle(v, lanes);
+/// Lane i becomes lane i + half. The lanes are constants, so that one instruction does it.
+template <int kHalf, typename V, int... kLane>
+inline V rotate_lanes(V v, std::integer_sequence<int, kLane...>) {
+  constexpr int kCount = sizeof...(kLane);
+  return __builtin_shufflevector(v, v, (kLane + kHalf) % kCount...);
 }
 
-template <typename A, typename F>
+/// f of all lanes, halves first.
+template <typename A, int kHalf = kLanes<A> / 2, typename F>
 inline A reduce(Vector<A> v, const F& f) {
-#pragma GCC unroll 4
-  for (int half = kLanes<A> / 2; half > 0; half /= 2) v = f(v, upper_lanes<A>(v, half));
-  return v[0];
+  if constexpr (kHalf == 0)
+    return v[0];
+  else
+    return reduce<A, kHalf / 2>(
+        f(v, rotate_lanes<kHalf>(v, std::make_integer_sequence<int, kLanes<A>>{})), f);
 }
 
 template <typename A>

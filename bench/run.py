@@ -72,7 +72,10 @@ def _parse(argv):
     parser.add_argument("--variants", **comma, help="default: all of the suite")
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument(
-        "--case-seconds", type=float, default=300, help="a longer case runs fewer rounds, at least 6"
+        "--case-seconds",
+        type=float,
+        default=300,
+        help="a case that takes longer runs fewer rounds, at least 6",
     )
     parser.add_argument("--threads", type=int, help="default: as torch chooses")
     parser.add_argument("--memory", action="store_true", help="peak memory instead of time")

@@ -45,6 +45,26 @@ std::string differentiated_op(const c10::OperatorHandle& backward) {
   return name.substr(0, name.rfind("_backward"));
 }
 
+/// Runs the op below autograd; its results raise `message` where they are differentiated.
+void run_refusing(const c10::OperatorHandle& op, c10::DispatchKeySet keys, torch::jit::Stack* stack,
+                  std::string message) {
+  torch::autograd::variable_list inputs;
+  for (const auto& value : torch::jit::last(*stack, op.schema().arguments().size()))
+    if (value.isTensor() && value.toTensor().defined()) inputs.push_back(value.toTensor());
+
+  const bool record = torch::autograd::compute_requires_grad(inputs);
+  {
+    at::AutoDispatchBelowADInplaceOrView below_autograd;
+    op.redispatchBoxed(keys & c10::after_autograd_keyset, stack);
+  }
+  if (!record) return;
+  const auto node =
+      make_node<RefusedNode>(std::move(message), torch::autograd::collect_next_edges(inputs));
+  for (const auto& value : torch::jit::last(*stack, op.schema().returns().size()))
+    if (at::isFloatingType(value.toTensor().scalar_type()))
+      torch::autograd::set_history(value.toTensor(), node);
+}
+
 }  // namespace
 
 void refuse_forward_mode(std::string_view op,
@@ -56,20 +76,13 @@ void refuse_forward_mode(std::string_view op,
 
 void refuse_double_backward(const c10::OperatorHandle& op, c10::DispatchKeySet keys,
                             torch::jit::Stack* stack) {
-  torch::autograd::variable_list inputs;
-  for (const auto& value : torch::jit::last(*stack, op.schema().arguments().size()))
-    if (value.isTensor() && value.toTensor().defined()) inputs.push_back(value.toTensor());
+  run_refusing(op, keys, stack, refusal(differentiated_op(op), "double backward"));
+}
 
-  const bool record = torch::autograd::compute_requires_grad(inputs);
-  {
-    at::AutoDispatchBelowADInplaceOrView below_autograd;
-    op.redispatchBoxed(keys & c10::after_autograd_keyset, stack);
-  }
-  if (!record) return;
-  const auto node = make_node<RefusedNode>(refusal(differentiated_op(op), "double backward"),
-                                           torch::autograd::collect_next_edges(inputs));
-  for (const auto& value : torch::jit::last(*stack, op.schema().returns().size()))
-    torch::autograd::set_history(value.toTensor(), node);
+void refuse_differentiation(const c10::OperatorHandle& op, c10::DispatchKeySet keys,
+                            torch::jit::Stack* stack) {
+  const auto name = op.schema().name().substr(std::string("kktorch::").size());
+  run_refusing(op, keys, stack, refusal(name, "differentiation"));
 }
 
 }  // namespace kktorch::detail

@@ -38,4 +38,9 @@ void refuse_forward_mode(std::string_view op,
 void refuse_double_backward(const c10::OperatorHandle& op, c10::DispatchKeySet keys,
                             torch::jit::Stack* stack);
 
+/// Boxed Autograd kernel of ops that no gradient passes through: runs below autograd;
+/// differentiating the result raises NotImplementedError "<op>: differentiation is not supported".
+void refuse_differentiation(const c10::OperatorHandle& op, c10::DispatchKeySet keys,
+                            torch::jit::Stack* stack);
+
 }  // namespace kktorch::detail

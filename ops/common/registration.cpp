@@ -67,6 +67,12 @@ void run_refusing(const c10::OperatorHandle& op, c10::DispatchKeySet keys, torch
 
 }  // namespace
 
+void not_differentiable(const c10::OperatorHandle& op, c10::DispatchKeySet keys,
+                        torch::jit::Stack* stack) {
+  at::AutoDispatchBelowADInplaceOrView below_autograd;
+  op.redispatchBoxed(keys & c10::after_autograd_keyset, stack);
+}
+
 void refuse_forward_mode(std::string_view op,
                          std::initializer_list<std::optional<at::Tensor>> inputs) {
   for (const auto& input : inputs)

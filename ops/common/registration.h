@@ -27,6 +27,11 @@ struct Packed<Arguments, kernel, R(Args...)> {
   static R call(Args... args) { return kernel(Arguments{args...}); }
 };
 
+/// Boxed Autograd kernel of ops whose outputs are not differentiable: runs below autograd, and the
+/// results have no history.
+void not_differentiable(const c10::OperatorHandle& op, c10::DispatchKeySet keys,
+                        torch::jit::Stack* stack);
+
 /// Raises NotImplementedError if an input carries a tangent of forward-mode differentiation.
 void refuse_forward_mode(std::string_view op,
                          std::initializer_list<std::optional<at::Tensor>> inputs);

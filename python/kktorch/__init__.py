@@ -5,6 +5,7 @@ Importing the package loads ``libkktorch.so``, which registers the ops in ``torc
 - ``kktorch.attention_bn``, ``kktorch.attention_sh``, ``kktorch.linear_attention`` and their
   relatives: the ops as documented functions; ``kktorch.local_window_mask`` for ``attn_mask``
 - ``kktorch.nn``: layers and models; their checkpoints are those of the C++ modules
+- ``kktorch.svm``: attention SVMs with certificates
 - ``kktorch.data``, ``kktorch.run``: `.ts` files, and the run folders of `kktorch train`
 - ``python -m kktorch.report``: an HTML page about runs
 - ``python -m kktorch.export``: an AOTInductor package of a run
@@ -18,7 +19,7 @@ __version__ = "0.1.0"
 #: Path of the op library that is loaded.
 library_path = load_library()
 
-from kktorch import nn  # noqa: E402
+from kktorch import nn, svm  # noqa: E402
 from kktorch.functional import (  # noqa: E402
     attention_bn,
     attention_bn_decode,
@@ -42,5 +43,6 @@ __all__ = [
     "linear_attention",
     "local_window_mask",
     "nn",
+    "svm",
     "token_pool",
 ]

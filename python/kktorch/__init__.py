@@ -4,6 +4,7 @@ Importing the package loads ``libkktorch.so``, which registers the ops in ``torc
 
 - ``kktorch.attention_bn``, ``kktorch.attention_sh``, ``kktorch.linear_attention`` and their
   relatives: the ops as documented functions; ``kktorch.local_window_mask`` for ``attn_mask``
+- ``kktorch.convex``: convex attention, solved to a certified global optimum
 - ``kktorch.nn``: layers and models; their checkpoints are those of the C++ modules
 - ``kktorch.svm``: attention SVMs with certificates
 - ``kktorch.data``, ``kktorch.run``: `.ts` files, and the run folders of `kktorch train`
@@ -19,7 +20,11 @@ __version__ = "0.1.0"
 #: Path of the op library that is loaded.
 library_path = load_library()
 
+<<<<<<< HEAD
 from kktorch import nn, svm  # noqa: E402
+=======
+from kktorch import convex, nn  # noqa: E402
+>>>>>>> 9b91e05 (Convex attention: certified solver, heads, gates and certificates in C++ and Python; ops of the factored and effective forms; estimators)
 from kktorch.functional import (  # noqa: E402
     attention_bn,
     attention_bn_decode,
@@ -39,6 +44,7 @@ __all__ = [
     "attention_bn_varlen",
     "attention_sh",
     "attention_sh_ref",
+    "convex",
     "library_path",
     "linear_attention",
     "local_window_mask",

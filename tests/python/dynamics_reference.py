@@ -24,3 +24,15 @@ def indrnn_output(X, w, u, c):
     for t in range(X.shape[1]):
         states.append(torch.tanh(w * states[-1] + X[:, t] @ u.T))
     return states[-1] @ c / math.sqrt(len(w)), states
+
+
+def multihead_logits(X, W, U):
+    """Phi [n] of single-layer multi-head attention, differentiable."""
+    outputs = []
+    for tokens in X:
+        total = 0
+        for Wh, Uh in zip(W, U, strict=True):
+            attended = (tokens @ Wh @ tokens.T).softmax(-1) @ tokens
+            total = total + (Uh * attended).sum()
+        outputs.append(total / math.sqrt(len(W)))
+    return torch.stack(outputs)

@@ -20,11 +20,7 @@ __version__ = "0.1.0"
 #: Path of the op library that is loaded.
 library_path = load_library()
 
-<<<<<<< HEAD
-from kktorch import nn, svm  # noqa: E402
-=======
-from kktorch import convex, nn  # noqa: E402
->>>>>>> 9b91e05 (Convex attention: certified solver, heads, gates and certificates in C++ and Python; ops of the factored and effective forms; estimators)
+from kktorch import convex, nn, svm  # noqa: E402
 from kktorch.functional import (  # noqa: E402
     attention_bn,
     attention_bn_decode,

@@ -55,8 +55,8 @@ def _machine(page, suite, folder, result):
     for row in result["memory"]:
         memory.setdefault(_group(suite, row), []).append(row)
     if groups:
-        rates = (f"{dtype} {p / 1e9:.0f} G{suite.CEILING}" for dtype, p in result["peaks"].items())
-        parts.append(f"Ceiling: {', '.join(rates)}.")
+        rates = [f"{dtype} {p / 1e9:.0f} G{suite.CEILING}" for dtype, p in result["peaks"].items()]
+        parts += [f"Ceiling: {', '.join(rates)}."] if rates else []
         parts += [_plot(page, folder, suite, plot, groups, result) for plot in suite.PLOTS]
     for group, cases in groups.items():
         parts += [f"#### {', '.join(group)}", _table(suite, cases)]
@@ -85,43 +85,56 @@ def _table(suite, cases):
     main = [(suite.MAIN_PEER, phase) for phase in phases]
     columns = main + [(peer, TOTAL) for peer in others]
     expected = sorted({peer for case in cases for peer in case["expected"]})
-    header = [suite.ROW, f"{suite.SUBJECT} [ms]: {' / '.join(phases)}", "of ceiling"]
+    header = [
+        suite.ROW,
+        f"{suite.SUBJECT} [ms]: {' / '.join(phases)}",
+        *_ceiling(suite, "of ceiling"),
+    ]
     header += [f"{peer}: {phase}" for peer, phase in columns] + ["best peer"]
-    header += [f"price: {suite.SUBJECT} / {suite.PRICE}"]
+    header += [f"price: {suite.SUBJECT} / {suite.PRICE}"] if suite.PRICE else []
     header += [f"by operations: {suite.SUBJECT} / {peer}" for peer in expected]
     rows = []
     for case in cases:
         times = case["seconds"][suite.SUBJECT]
         row = [case["key"][suite.ROW], " / ".join(f"{1e3 * times[phase]:.3g}" for phase in phases)]
-        row += [f"{case['peak_percent'][TOTAL]:.0f} %"]
+        row += _ceiling(suite, f"{case['peak_percent'][TOTAL]:.0f} %")
         row += [_ratio(case, peer, phase) for peer, phase in columns]
-        row += [f"{_best(suite, case):.2f}", _ratio(case, suite.PRICE, TOTAL, inverse=True)]
+        row += [f"{best:.2f}" if (best := _best(suite, case)) else "–"]
+        row += [_ratio(case, suite.PRICE, TOTAL, inverse=True)] if suite.PRICE else []
         rows.append(row + [f"{1 / case['expected'][peer]:.3f}" for peer in expected])
     means = [_mean(_medians(cases, peer, phase)) for peer, phase in columns]
-    means += [_mean([_best(suite, case) for case in cases])]
-    means += [_mean([1 / ratio for ratio in _medians(cases, suite.PRICE, TOTAL)])]
-    rows.append(["geometric mean", "", "", *means, *("" for _ in expected)])
+    means += [_mean([best for case in cases if (best := _best(suite, case))])]
+    if suite.PRICE:
+        means += [_mean([1 / ratio for ratio in _medians(cases, suite.PRICE, TOTAL)])]
+    rows.append(["geometric mean", "", *_ceiling(suite, ""), *means, *("" for _ in expected)])
     notes = dict.fromkeys(f"{k}: {v}" for case in cases for k, v in case["notes"].items())
     missing = dict.fromkeys(
         f"{k} missing: {v}" for case in cases for k, v in case["missing"].items()
     )
     rounds = sorted({case["rounds"] for case in cases})
-    remarks = [f"Rounds: {', '.join(map(str, rounds))}", *notes, _errors(cases), *missing]
+    remarks = [f"Rounds: {', '.join(map(str, rounds))}", *notes, _errors(suite, cases), *missing]
     return f"{_markdown(header, rows)}\n\n{'; '.join(remarks)}."
 
 
-def _errors(cases):
+def _errors(suite, cases):
+    what = getattr(suite, "ERROR", "relative error against float64")
     worst = {}
     for case in cases:
         for name, errors in case["errors"].items():
             worst[name] = max(worst.get(name, 0), *errors.values())
     texts = (f"{name} {error:.1g}" for name, error in worst.items())
-    return f"largest relative error against float64: {', '.join(texts)}"
+    return f"largest {what}: {', '.join(texts)}"
 
 
 def _best(suite, case):
-    """The smallest ratio to a peer that computes the same function."""
-    return min(r[TOTAL]["median"] for peer, r in case["ratios"].items() if peer != suite.PRICE)
+    """The smallest ratio to a peer that computes the same function, None if there is none."""
+    ratios = case["ratios"].items()
+    return min((r[TOTAL]["median"] for peer, r in ratios if peer != suite.PRICE), default=None)
+
+
+def _ceiling(suite, cell):
+    """The cell of a column that suites without a ceiling do not have."""
+    return [cell] if suite.CEILING else []
 
 
 def _ratio(case, peer, phase, inverse=False):

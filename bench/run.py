@@ -118,16 +118,15 @@ def _measure_memory(suite, arguments, result) -> Iterator[dict]:
 def _measure_time(suite, arguments, result) -> Iterator[dict]:
     """Adds or replaces the chosen cases in ``result``; yields after every case."""
     keys = _keys(suite, arguments)
-    ceiling = CEILINGS[suite.CEILING]
-    for name in dict.fromkeys(dtype for _, dtype, _ in keys):
-        result["peaks"][name] = ceiling(suite.DTYPES[name])
-    minutes = _estimate(suite, keys, arguments, result["peaks"]) / 60
+    peaks = dict.fromkeys((dtype for _, dtype, _ in keys), math.inf)
+    if suite.CEILING:  # a suite whose work is not known beforehand has none
+        peaks = {name: CEILINGS[suite.CEILING](suite.DTYPES[name]) for name in peaks}
+        result["peaks"] |= peaks
+    minutes = _estimate(suite, keys, arguments, peaks) / 60
     print(f"{len(keys)} cases, about {math.ceil(minutes)} min", flush=True)
     rows = {tuple(row["key"].values()): row for row in result["cases"]}
     for key in keys:
-        row = run_case(
-            suite.case(*key), arguments.rounds, arguments.case_seconds, result["peaks"][key[1]]
-        )
+        row = run_case(suite.case(*key), arguments.rounds, arguments.case_seconds, peaks[key[1]])
         rows[key] = row
         result["cases"] = list(rows.values())
         _print(suite, row)

@@ -186,9 +186,9 @@ def _certificate(info: dict, norm: str) -> Certificate:
     )
 
 
-def _interruptible(solve):
-    """Runs ``solve`` so that Ctrl-C ends it with its best certificate."""
-    if threading.current_thread() is not threading.main_thread():
+def _interruptible(solve, entries: int):
+    """Runs ``solve`` so that Ctrl-C ends it with its best certificate; few entries take no time."""
+    if entries <= 512 or threading.current_thread() is not threading.main_thread():
         return solve()
     outcome: list = []
     finished = threading.Event()  # Thread.join may forget its thread when it is interrupted
@@ -215,7 +215,8 @@ def _interruptible(solve):
 
 def _solve(x, z, row_ptr, selection, options) -> dict:
     w, lam, nu, info = _interruptible(
-        lambda: torch.ops.kktorch.svm_solve(x, z, row_ptr, selection, **options)
+        lambda: torch.ops.kktorch.svm_solve(x, z, row_ptr, selection, **options),
+        x.shape[0] if options["tok"] is None else options["tok"].shape[0],
     )
     numbers = dict(zip(_INFO, info.tolist(), strict=True))
     status = _STATUSES[int(numbers["status"])]

@@ -11,13 +11,15 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "bench"))
 
 import attention  # noqa: E402
+import attention_svm  # noqa: E402
 import comparison  # noqa: E402
 import harness  # noqa: E402
 import memory  # noqa: E402
 import run  # noqa: E402
-from suites import b1, b2, decode, e5bn, e5sh, layer  # noqa: E402
+from suites import b1, b2, b5, b6, decode, e5bn, e5sh, layer  # noqa: E402
 
 SHAPE = "2x3x17x8"
+SOLVE = attention_svm.svm.att_svm
 SUITES = [b1, b2, decode, e5bn, e5sh, layer]
 
 
@@ -260,6 +262,27 @@ def test_every_suite_runs_and_has_its_plots(no_compiler, tmp_path, suite):
         assert f"| {shape} |" in text
     plots = {path.name for path in tmp_path.glob("*-1t/*.svg")}
     assert plots == {f"{suite.NAME}-{plot}.svg" for plot in suite.PLOTS}
+
+
+@pytest.mark.parametrize("suite", [b5, b6], ids=lambda suite: suite.NAME)
+def test_suites_of_attention_svms(tmp_path, suite):
+    assert bench(tmp_path, "--dtype", "float64", suite=suite.NAME) == 0
+    (store,) = tmp_path.glob(f"*-1t/{suite.NAME}.json")
+    for case in json.loads(store.read_text())["cases"]:
+        named = {*case["ratios"], *case["missing"]}
+        assert named == set(suite.peers(case["key"]["shape"], case["key"]["variant"]))
+    text = (tmp_path / "benchmarks.md").read_text()
+    assert "ceiling |" not in text and "price" not in text, "neither is known for a solver"
+
+
+def test_gate_of_attention_svms_refuses_a_larger_gap(monkeypatch):
+    case = b5.case("6x5x4", "float64", "feasible")
+    assert case.check([case.subject])["kktorch"]["gap"] <= 1e-6
+    monkeypatch.setattr(
+        attention_svm.svm, "att_svm", lambda *inputs, tol, **_: SOLVE(*inputs, norm="nuclear")
+    )
+    with pytest.raises(harness.GateError, match="6x5x4: expected a certified gap of 1e-06, but"):
+        case.check([case.subject])
 
 
 def test_the_time_is_estimated_before_it_is_spent(no_compiler, tmp_path, capsys):

@@ -6,7 +6,7 @@ Importing the package loads ``libkktorch.so``, which registers the ops in ``torc
   relatives: the ops as documented functions; ``kktorch.local_window_mask`` for ``attn_mask``
 - ``kktorch.convex``: convex attention, solved to a certified global optimum
 - ``kktorch.nn``: layers and models; their checkpoints are those of the C++ modules
-- ``kktorch.svm``: attention SVMs with certificates
+- ``kktorch.svm``: attention SVMs with certificates, and the margin tracker of training
 - ``kktorch.data``, ``kktorch.run``: `.ts` files, and the run folders of `kktorch train`
 - ``python -m kktorch.report``: an HTML page about runs
 - ``python -m kktorch.export``: an AOTInductor package of a run

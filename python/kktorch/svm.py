@@ -19,6 +19,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from kktorch._margin_tracker import (  # noqa: F401
+    LayerTracker,
+    MarginRecord,
+    MarginTracker,
+    bracket_figure,
+)
+
 _STATUSES = ("optimal", "infeasible", "not_certified", "trivial")
 _METHODS = ("", "oracle", "dcd", "dcd+polish", "dcd+polish+finish", "pdhg")
 _REASONS = ("", "zero_pair", "interrupted", "time_limit")

@@ -17,4 +17,15 @@ struct Rows {
   T* operator[](int64_t j) const { return data + j * stride; }
 };
 
+/// [B, heads, length, width], channels contiguous.
+template <typename T>
+struct HeadRows {
+  T* data;
+  int64_t batch_stride, head_stride, row_stride;
+
+  Rows<T> of(int64_t b, int64_t h) const {
+    return {data + b * batch_stride + h * head_stride, row_stride};
+  }
+};
+
 }  // namespace kktorch::csrc

@@ -1,8 +1,6 @@
 // The core back end: hands heads and blocks of them to the kernels of csrc/attention/core, and
 // spreads these over threads. Global statistics are measured here and applied by the kernels; with
 // prefix statistics, which differ by row, the kernels get the operands that normalise.h prepares.
-#include "csrc/attention/core/core.h"
-
 #include <ATen/Dispatch.h>
 #include <ATen/OpMathType.h>
 #include <ATen/TensorOperators.h>
@@ -11,11 +9,10 @@
 #include <ATen/ops/zeros_like.h>
 
 #include <cstdlib>
-#include <memory>
 #include <numeric>
 
 #include "ops/attention/backends.h"
-#include "ops/attention/head_passes.h"
+#include "ops/attention/core_heads.h"
 #include "ops/attention/normalise.h"
 
 namespace kktorch::detail {
@@ -27,49 +24,6 @@ using csrc::Block;
 constexpr int64_t kMinQueries = 48;     // of a task, if a head is cut: keys are packed for each
 constexpr int64_t kMinKeys = 96;        // likewise in backward, where queries are packed
 constexpr int64_t kBackwardTasks = 16;  // that backward cuts few heads into, on any machine
-
-/// Scratch memory of this thread, aligned to cache lines. It is kept from call to call, because
-/// fresh memory costs a page fault every 4 KB, unless it is large.
-class ThreadScratch {
- public:
-  explicit ThreadScratch(int64_t size) {
-    constexpr int64_t kKept = int64_t{1} << 24;
-    thread_local Memory kept;
-    thread_local int64_t kept_size = 0;
-    if (size > kKept) {
-      own_ = allocate(size);
-    } else if (size > kept_size) {
-      kept = allocate(size);
-      kept_size = size;
-    }
-    data_ = own_ ? own_.get() : kept.get();
-  }
-
-  std::byte* data() const { return data_; }
-
- private:
-  static constexpr std::align_val_t kLine{64};
-  struct Delete {
-    void operator()(std::byte* memory) const { ::operator delete[](memory, kLine); }
-  };
-  using Memory = std::unique_ptr<std::byte[], Delete>;
-
-  static Memory allocate(int64_t size) {
-    return Memory(static_cast<std::byte*>(::operator new[](size, kLine)));
-  }
-
-  Memory own_;
-  std::byte* data_;
-};
-
-template <typename T>
-csrc::HeadRows<const T> head_rows(const Tensor& t) {
-  return {t.const_data_ptr<T>(), t.stride(0), t.stride(1), t.stride(2)};
-}
-template <typename T>
-csrc::HeadRows<T> mutable_head_rows(const Tensor& t) {
-  return {t.mutable_data_ptr<T>(), t.stride(0), t.stride(1), t.stride(2)};
-}
 
 /// The mask as the kernels read it: bool or acc, [B|1, H|1, M, N], columns contiguous.
 Tensor kernel_mask(const AttentionProblem& p) {
@@ -91,34 +45,6 @@ csrc::LogitMask<A> mask_rows(const Tensor& mask) {
           .row_stride = stride(2)};
 }
 
-template <typename T>
-csrc::CoreProblem<T> core_problem(const AttentionProblem& p, const Tensor& statistics,
-                                  const Tensor& mask) {
-  using A = csrc::acc_t<T>;
-  return {.B = p.B(),
-          .H = p.H(),
-          .Hk = p.Hk(),
-          .M = p.M(),
-          .N = p.N(),
-          .D = p.D(),
-          .Dv = p.Dv(),
-          .query = head_rows<T>(p.query),
-          .key = head_rows<T>(p.key),
-          .value = head_rows<T>(p.value),
-          .statistics = mutable_head_rows<A>(statistics),
-          .beta = p.beta.const_data_ptr<A>(),
-          .scale = static_cast<A>(p.scale),
-          .weight = p.key_weight.defined() ? p.key_weight.const_data_ptr<A>() : nullptr,
-          .mask = mask_rows<A>(mask),
-          .is_causal = p.is_causal,
-          .query_offset = p.query_offset};
-}
-
-/// Cuts [0, size) into `parts` blocks of nearly equal size.
-Block part_of(int64_t part, int64_t parts, int64_t size) {
-  return {part * size / parts, (part + 1) * size / parts};
-}
-
 /// An attention task costs about M N / 4 element operations beside those on its rows.
 int64_t work_of(const AttentionProblem& p, int64_t G) {
   return (2 * p.N() + G * p.M()) * p.D() + G * p.M() * p.N() / 4;
@@ -137,11 +63,12 @@ template <typename T>
 void run_forward(const AttentionProblem& p, const Tensor& statistics, bool measure,
                  const Tensor& out, const Tensor& logsumexp) {
   using A = csrc::acc_t<T>;
-  const HeadViews<T> view(p, statistics);
-  const KeyMeasurement<T> measurement(view, measure);
+  const auto view = head_views<T>(p, statistics);
+  const auto moments = moments_of<T>(view, measure, p);
+  const KeyMeasurement<T> measurement{view, measure, moments.template mutable_data_ptr<A>()};
   const auto& kernels = csrc::core_kernels<T>();
   const auto mask = kernel_mask(p);
-  const auto problem = core_problem<T>(p, statistics, mask);
+  const auto problem = core_problem<T>(p, statistics, mask_rows<A>(mask));
   const csrc::CoreResult<T> result{mutable_head_rows<T>(out), mutable_head_rows<A>(logsumexp)};
   const int64_t scratch_size = kernels.forward_scratch(problem), parts = query_parts(p);
   const auto attend = [&](int64_t u, int64_t block, A*) {
@@ -150,10 +77,10 @@ void run_forward(const AttentionProblem& p, const Tensor& statistics, bool measu
                     part_of(block % parts, parts, p.M()), scratch.data());
   };
   for_each_head<A>(
-      view.heads(), work_of(p, view.G), p.D(), [&](int64_t u) { measurement.begin(u); },
+      view.heads(), work_of(p, view.G()), p.D(), [&](int64_t u) { measurement.begin(u); },
       measurement.blocks,
       [&](int64_t u, int64_t block, A* scratch) { measurement.block(u, block, scratch); },
-      [&](int64_t u) { measurement.merge(u); }, view.G * parts, attend);
+      [&](int64_t u) { measurement.merge(u); }, view.G() * parts, attend);
 }
 
 // ---- backward ----
@@ -166,106 +93,34 @@ int64_t key_parts(const AttentionProblem& p) {
                              std::max<int64_t>(1, p.N() / kMinKeys));
 }
 
-/// Backward of one key head, in steps that a head has to take one after the other.
-template <typename T>
-class HeadBackward {
-  using A = csrc::acc_t<T>;
-
- public:
-  HeadBackward(const HeadViews<T>& view, const csrc::CoreProblem<T>& problem,
-               const csrc::CoreGradients<T>& gradients, A* grad_beta /* [B, H] */)
-      : view_(view),
-        problem_(problem),
-        gradients_(gradients),
-        grad_beta_(grad_beta),
-        parts_(key_parts(view.p)),
-        total_(view.p.key_weight.defined() ? view.p.key_weight.sum(1) : Tensor()) {}
-
-  int64_t key_parts_of_head() const { return parts_; }
-  int64_t query_blocks() const { return view_.G * blocks_of(view_.p.M()); }
-  int64_t key_blocks() const { return blocks_of(view_.p.N()); }
-
-  /// Values of accumulators that a head needs, from step to step.
-  int64_t sums_size() const {
-    return parts_ * query_size() + view_.p.N() * view_.D + (query_blocks() + 1) * 2 * view_.D;
-  }
-
-  /// The keys of one part: gradients of their values and of c, and a summand of that of q^.
-  void attend(int64_t u, int64_t part, A* sums, void* scratch) const {
-    kernels_.backward(problem_, gradients_, u / view_.Hk, u % view_.Hk,
-                      part_of(part, parts_, view_.p.N()), sums + part * query_size(),
-                      key_sums(sums), scratch);
-  }
-
-  void finish_queries(int64_t u, int64_t block, A* sums, A* scratch) const {
-    const int64_t M = view_.p.M(), blocks = blocks_of(M), g = block / blocks;
-    const auto rows = block_at(block % blocks, M);
-    A* out = column_sums(sums, block);
-    kernels_.finish_queries(problem_, gradients_, u / view_.Hk, view_.query_head(u, g), rows,
-                            sums + (g * M + rows.begin) * view_.D, parts_, query_size(),
-                            {out, out + view_.D}, scratch);
-  }
-
-  void merge(int64_t u, A* sums) const {
-    merge_query_sums(view_, u, column_sums(sums, 0), blocks_of(view_.p.M()),
-                     column_sums(sums, query_blocks()), grad_beta_ + u * view_.G);
-  }
-
-  void finish_keys(int64_t u, int64_t block, A* sums, A* scratch) const {
-    const int64_t N = view_.p.N(), b = u / view_.Hk;
-    const auto rows = block_at(block, N);
-    const A* group = column_sums(sums, query_blocks());
-    const A total = total_.defined() ? total_.template const_data_ptr<A>()[b] : static_cast<A>(N);
-    kernels_.finish_keys(problem_, gradients_, b, u % view_.Hk, rows,
-                         key_sums(sums) + rows.begin * view_.D, total,
-                         {const_cast<A*>(group), const_cast<A*>(group) + view_.D}, scratch);
-  }
-
- private:
-  int64_t query_size() const { return view_.G * view_.p.M() * view_.D; }
-  A* key_sums(A* sums) const { return sums + parts_ * query_size(); }
-  /// Of a block of queries; behind the last one, those of the group.
-  A* column_sums(A* sums, int64_t block) const {
-    return key_sums(sums) + (view_.p.N() + block * 2) * view_.D;
-  }
-
-  const HeadViews<T>& view_;
-  const csrc::CoreProblem<T>& problem_;
-  const csrc::CoreGradients<T>& gradients_;
-  const csrc::CoreKernels<T>& kernels_ = csrc::core_kernels<T>();
-  A* grad_beta_;
-  int64_t parts_;
-  Tensor total_;  // [B] sum of the key weights
-};
-
 /// Whole heads are tasks where they are many; otherwise every step runs over parts of all heads.
 template <typename T>
 void run_backward(const AttentionProblem& p, const Tensor& statistics,
                   const AttentionResult& result, const Tensor& grad_out,
                   const AttentionGradients& out, const Tensor& grad_beta /* [B, H] */) {
   using A = csrc::acc_t<T>;
-  const HeadViews<T> view(p, statistics);
+  const auto view = head_views<T>(p, statistics);
   const auto mask = kernel_mask(p), dout = channels_contiguous(grad_out);
   const auto saved_out = channels_contiguous(result.out);
-  const auto problem = core_problem<T>(p, statistics, mask);
+  const auto problem = core_problem<T>(p, statistics, mask_rows<A>(mask));
   const csrc::CoreGradients<T> gradients{.grad_out = head_rows<T>(dout),
                                          .out = head_rows<T>(saved_out),
                                          .logsumexp = head_rows<A>(result.logsumexp),
                                          .query = mutable_head_rows<T>(out.query),
                                          .key = mutable_head_rows<T>(out.key),
                                          .value = mutable_head_rows<T>(out.value)};
-  const HeadBackward<T> head(view, problem, gradients, grad_beta.mutable_data_ptr<A>());
-  const int64_t heads = view.heads(), parts = head.key_parts_of_head(), D = p.D();
+  const int64_t heads = view.heads(), parts = key_parts(p), D = p.D();
+  const auto total = p.key_weight.defined() ? p.key_weight.sum(1) : Tensor();
+  const HeadBackward<T> head(view, problem, gradients, parts,
+                             total.defined() ? total.const_data_ptr<A>() : nullptr,
+                             grad_beta.mutable_data_ptr<A>());
   const int64_t scratch_size = csrc::core_kernels<T>().backward_scratch(problem);
   if (has_many_heads(heads)) {
-    for_each<A>(heads, 2 * work_of(p, view.G), 3 * D, [&](int64_t u, A* row) {
+    for_each<A>(heads, 2 * work_of(p, view.G()), 3 * D, [&](int64_t u, A* row) {
       const ThreadScratch scratch(scratch_size +
                                   head.sums_size() * static_cast<int64_t>(sizeof(A)));
       A* sums = reinterpret_cast<A*>(scratch.data() + scratch_size);
-      for (int64_t i = 0; i < parts; ++i) head.attend(u, i, sums, scratch.data());
-      for (int64_t i = 0; i < head.query_blocks(); ++i) head.finish_queries(u, i, sums, row);
-      head.merge(u, sums);
-      for (int64_t i = 0; i < head.key_blocks(); ++i) head.finish_keys(u, i, sums, row);
+      head.run(u, sums, row, scratch.data());
     });
     return;
   }
@@ -273,12 +128,12 @@ void run_backward(const AttentionProblem& p, const Tensor& statistics,
   const auto sums_of = [&](int64_t u) {
     return sums.template mutable_data_ptr<A>() + u * head.sums_size();
   };
-  for_each<A>(heads * parts, 2 * work_of(p, view.G) / parts, 0, [&](int64_t task, A*) {
+  for_each<A>(heads * parts, 2 * work_of(p, view.G()) / parts, 0, [&](int64_t task, A*) {
     const ThreadScratch scratch(scratch_size);
     head.attend(task / parts, task % parts, sums_of(task / parts), scratch.data());
   });
   for_each_head<A>(
-      heads, (view.G * p.M() + p.N()) * D, D, [](int64_t) {}, head.query_blocks(),
+      heads, (view.G() * p.M() + p.N()) * D, D, [](int64_t) {}, head.query_blocks(),
       [&](int64_t u, int64_t i, A* row) { head.finish_queries(u, i, sums_of(u), row); },
       [&](int64_t u) { head.merge(u, sums_of(u)); }, head.key_blocks(),
       [&](int64_t u, int64_t i, A* row) { head.finish_keys(u, i, sums_of(u), row); });

@@ -52,36 +52,45 @@ void for_each_head(int64_t heads, int64_t elements, int64_t D, const Begin& begi
   });
 }
 
-/// Typed views of a problem, by key head u = b Hk + hk.
+/// What the passes read of a problem, by key head u = b Hk + hk.
 template <typename T>
 struct HeadViews {
   using A = csrc::acc_t<T>;
 
-  HeadViews(const AttentionProblem& problem, const at::Tensor& statistics)
-      : p(problem),
-        Hk(p.Hk()),
-        G(p.H() / p.Hk()),
-        D(p.D()),
-        weight_data(p.key_weight.defined() ? p.key_weight.const_data_ptr<A>() : nullptr),
-        beta(p.beta.const_data_ptr<A>()),
-        statistics_data(statistics.data_ptr<A>()),
-        statistics_stride(statistics.stride(0)) {}
-
-  int64_t heads() const { return p.B() * Hk; }
-  const A* weight(int64_t u) const { return weight_data ? weight_data + u / Hk * p.N() : nullptr; }
-  csrc::Keys<T> keys(int64_t u) const { return {rows_of<T>(p.key, u / Hk, u % Hk), weight(u), D}; }
-  csrc::KeyStatistics<A> statistics(int64_t u) const {
-    A* data = statistics_data + u / Hk * statistics_stride + u % Hk * 3 * D;
-    return {data, data + D, data + 2 * D};
-  }
-  int64_t query_head(int64_t u, int64_t g) const { return u % Hk * G + g; }
-
-  const AttentionProblem& p;
-  int64_t Hk, G, D;
+  int64_t B, H, Hk, M, N, D;
+  csrc::HeadRows<const T> key;
   const A *weight_data, *beta;
-  A* statistics_data;
-  int64_t statistics_stride;  // between samples; heads may be a slice
+  csrc::HeadRows<A> statistics_rows;  // x0, m, r of each key head
+  double eps;
+  bool use_std;
+
+  int64_t heads() const { return B * Hk; }
+  int64_t G() const { return H / Hk; }
+  const A* weight(int64_t u) const { return weight_data ? weight_data + u / Hk * N : nullptr; }
+  csrc::Keys<T> keys(int64_t u) const { return {key.of(u / Hk, u % Hk), weight(u), D}; }
+  csrc::KeyStatistics<A> statistics(int64_t u) const {
+    const auto rows = statistics_rows.of(u / Hk, u % Hk);
+    return {rows[0], rows[1], rows[2]};
+  }
+  int64_t query_head(int64_t u, int64_t g) const { return u % Hk * G() + g; }
 };
+
+template <typename T>
+HeadViews<T> head_views(const AttentionProblem& p, const at::Tensor& statistics) {
+  using A = csrc::acc_t<T>;
+  return {.B = p.B(),
+          .H = p.H(),
+          .Hk = p.Hk(),
+          .M = p.M(),
+          .N = p.N(),
+          .D = p.D(),
+          .key = head_rows<T>(p.key),
+          .weight_data = p.key_weight.defined() ? p.key_weight.const_data_ptr<A>() : nullptr,
+          .beta = p.beta.const_data_ptr<A>(),
+          .statistics_rows = mutable_head_rows<A>(statistics),
+          .eps = p.eps,
+          .use_std = p.use_std};
+}
 
 /// The statistics of the keys, head by head: `begin`, then every `block`, then `merge`. Without
 /// `compute` there are no blocks, and the statistics stay as they are.
@@ -89,36 +98,39 @@ template <typename T>
 struct KeyMeasurement {
   using A = csrc::acc_t<T>;
 
-  KeyMeasurement(const HeadViews<T>& all, bool compute_them)
-      : view(all), compute(compute_them), blocks(compute_them ? blocks_of(all.p.N()) : 0) {
-    moments =
-        at::empty({view.heads(), blocks, csrc::block_moments_size(view.D)}, view.p.beta.options());
+  static int64_t moments_size(int64_t N, int64_t D) {
+    return blocks_of(N) * csrc::block_moments_size(D);
   }
 
   A* at(int64_t u, int64_t block) const {
-    return moments.template mutable_data_ptr<A>() +
-           (u * blocks + block) * csrc::block_moments_size(view.D);
+    return moments + (u * blocks + block) * csrc::block_moments_size(view.D);
   }
 
   void begin(int64_t u) const {
-    if (compute) csrc::first_valid_key(view.keys(u), view.p.N(), view.statistics(u).shift);
+    if (compute) csrc::first_valid_key(view.keys(u), view.N, view.statistics(u).shift);
   }
   void block(int64_t u, int64_t block, A* scratch /* [2 D] */) const {
-    csrc::global_kernels<T>().moments(view.keys(u), block_at(block, view.p.N()),
+    csrc::global_kernels<T>().moments(view.keys(u), block_at(block, view.N),
                                       view.statistics(u).shift, at(u, block), scratch);
   }
   void merge(int64_t u) const {
     if (compute)
-      csrc::merge_moments<A>(at(u, 0), blocks, view.D,
-                             csrc::several_keys(view.weight(u), view.p.N()), view.p.eps,
-                             view.p.use_std, view.statistics(u));
+      csrc::merge_moments<A>(at(u, 0), blocks, view.D, csrc::several_keys(view.weight(u), view.N),
+                             static_cast<A>(view.eps), view.use_std, view.statistics(u));
   }
 
   const HeadViews<T>& view;
   bool compute;
-  int64_t blocks;
-  at::Tensor moments;
+  A* moments;  // [heads, moments_size]
+  int64_t blocks = compute ? blocks_of(view.N) : 0;
 };
+
+/// Memory for the moments of all heads.
+template <typename T>
+at::Tensor moments_of(const HeadViews<T>& view, bool compute, const AttentionProblem& p) {
+  const int64_t size = compute ? KeyMeasurement<T>::moments_size(view.N, view.D) : 0;
+  return at::empty({view.heads(), size}, p.beta.options());
+}
 
 /// Sums of a group of query heads, as the key gradient needs them, and the gradient of beta for one
 /// sample.
@@ -129,7 +141,7 @@ void merge_query_sums(const HeadViews<T>& view, int64_t u, const csrc::acc_t<T>*
   const int64_t D = view.D;
   const auto statistics = view.statistics(u);
   std::fill_n(group_sums, 2 * D, A{0});
-  for (int64_t g = 0; g < view.G; ++g) {
+  for (int64_t g = 0; g < view.G(); ++g) {
     const A beta = view.beta[view.query_head(u, g)];
     A beta_sum = 0;
     for (int64_t d = 0; d < D; ++d) {
@@ -139,7 +151,7 @@ void merge_query_sums(const HeadViews<T>& view, int64_t u, const csrc::acc_t<T>*
         scale += block_sums[(g * blocks + block) * 2 * D + D + d];
       }
       group_sums[d] += beta * shift;
-      if (view.p.use_std) group_sums[D + d] += scale;
+      if (view.use_std) group_sums[D + d] += scale;
       beta_sum += (statistics.shift[d] + statistics.mean[d]) * statistics.rstd[d] * shift;
     }
     grad_beta[g] = -beta_sum;

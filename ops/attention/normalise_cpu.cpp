@@ -28,11 +28,12 @@ template <typename T>
 void global_operands(const AttentionProblem& p, const Tensor& statistics, bool compute,
                      const NormalisedOperands& out) {
   using A = csrc::acc_t<T>;
-  const HeadViews<T> view(p, statistics);
-  const KeyMeasurement<T> measurement(view, compute);
+  const auto view = head_views<T>(p, statistics);
+  const auto moments = moments_of<T>(view, compute, p);
+  const KeyMeasurement<T> measurement{view, compute, moments.template mutable_data_ptr<A>()};
   const auto& kernels = csrc::global_kernels<T>();
   const int64_t D = p.D(), M = p.M(), N = p.N();
-  const int64_t query_blocks = blocks_of(M) * view.G, heads = view.heads();
+  const int64_t query_blocks = blocks_of(M) * view.G(), heads = view.heads();
   // The blocks of a key head, then those of its G query heads.
   const auto normalise = [&](int64_t u, int64_t block, A* scratch) {
     const int64_t b = u / view.Hk, own = blocks_of(N);
@@ -48,7 +49,7 @@ void global_operands(const AttentionProblem& p, const Tensor& statistics, bool c
                               scratch);
   };
   for_each_head<A>(
-      heads, (2 * N + view.G * M) * D, D, [&](int64_t u) { measurement.begin(u); },
+      heads, (2 * N + view.G() * M) * D, D, [&](int64_t u) { measurement.begin(u); },
       measurement.blocks,
       [&](int64_t u, int64_t block, A* scratch) { measurement.block(u, block, scratch); },
       [&](int64_t u) { measurement.merge(u); }, blocks_of(N) + query_blocks, normalise);
@@ -59,10 +60,10 @@ void global_backward(const AttentionProblem& p, const NormalisedOperands& operan
                      const Tensor& statistics, const Tensor& grad_query, const Tensor& grad_key,
                      const Tensor& grad_beta /* [B, H] */) {
   using A = csrc::acc_t<T>;
-  const HeadViews<T> view(p, statistics);
+  const auto view = head_views<T>(p, statistics);
   const auto& kernels = csrc::global_kernels<T>();
   const int64_t D = p.D(), M = p.M(), N = p.N(), blocks = blocks_of(M), heads = view.heads();
-  const int64_t query_blocks = view.G * blocks;
+  const int64_t query_blocks = view.G() * blocks;
   const auto sums = at::empty({heads, query_blocks + 1, 2, D}, p.beta.options());
   A* const sums_data = sums.template mutable_data_ptr<A>();
   const auto sums_at = [&](int64_t u, int64_t block) {  // the last one holds those of the group
@@ -77,7 +78,7 @@ void global_backward(const AttentionProblem& p, const NormalisedOperands& operan
   };
   const auto merge = [&](int64_t u) {
     merge_query_sums(view, u, sums_at(u, 0), blocks, sums_at(u, query_blocks),
-                     grad_beta.mutable_data_ptr<A>() + u * view.G);
+                     grad_beta.mutable_data_ptr<A>() + u * view.G());
   };
   const auto total = p.key_weight.defined() ? p.key_weight.sum(1) : Tensor();  // [B]
   const A* const total_data = total.defined() ? total.const_data_ptr<A>() : nullptr;
@@ -90,7 +91,7 @@ void global_backward(const AttentionProblem& p, const NormalisedOperands& operan
                          mutable_rows_of<T>(grad_key, b, hk), scratch);
   };
   const auto nothing = [](int64_t) {};
-  for_each_head<A>(heads, (view.G * M + N) * D, D, nothing, query_blocks, queries, merge,
+  for_each_head<A>(heads, (view.G() * M + N) * D, D, nothing, query_blocks, queries, merge,
                    blocks_of(N), keys);
 }
 
@@ -100,17 +101,17 @@ void global_backward(const AttentionProblem& p, const NormalisedOperands& operan
 template <typename T, typename F>
 void for_each_prefix_head(const AttentionProblem& p, const HeadViews<T>& view, int64_t scratch_size,
                           const F& f) {
-  for_each<T>(view.heads(), (view.G * p.M() + p.N()) * p.D(), scratch_size,
+  for_each<T>(view.heads(), (view.G() * p.M() + p.N()) * p.D(), scratch_size,
               [&](int64_t u, T* scratch) {
                 c10::SmallVector<Rows<const T>, 16> query;
-                for (int64_t g = 0; g < view.G; ++g)
+                for (int64_t g = 0; g < view.G(); ++g)
                   query.push_back(rows_of<T>(p.query, u / view.Hk, view.query_head(u, g)));
                 const csrc::PrefixHead<T> head{.key = rows_of<T>(p.key, u / view.Hk, u % view.Hk),
                                                .weight = view.weight(u),
                                                .shift = view.statistics(u).shift,
                                                .beta = view.beta + view.query_head(u, 0),
                                                .query = query.data(),
-                                               .G = view.G,
+                                               .G = view.G(),
                                                .M = p.M(),
                                                .N = p.N(),
                                                .D = p.D(),
@@ -124,7 +125,7 @@ void for_each_prefix_head(const AttentionProblem& p, const HeadViews<T>& view, i
 template <typename T>
 c10::SmallVector<Rows<T>, 16> group_rows(const Tensor& t, const HeadViews<T>& view, int64_t u) {
   c10::SmallVector<Rows<T>, 16> rows;
-  for (int64_t g = 0; g < view.G; ++g)
+  for (int64_t g = 0; g < view.G(); ++g)
     rows.push_back(mutable_rows_of<T>(t, u / view.Hk, view.query_head(u, g)));
   return rows;
 }
@@ -132,7 +133,7 @@ c10::SmallVector<Rows<T>, 16> group_rows(const Tensor& t, const HeadViews<T>& vi
 template <typename T>
 void prefix_operands(const AttentionProblem& p, const Tensor& statistics, bool compute,
                      const NormalisedOperands& out) {
-  const HeadViews<T> view(p, statistics);
+  const auto view = head_views<T>(p, statistics);
   const auto& kernels = csrc::prefix_kernels<T>();
   for_each_prefix_head<T>(p, view, 3 * p.D(), [&](const auto& head, int64_t u, T* scratch) {
     if (compute) csrc::first_valid_key(view.keys(u), p.N(), view.statistics(u).shift);
@@ -145,17 +146,17 @@ template <typename T>
 void prefix_backward(const AttentionProblem& p, const NormalisedOperands& operands,
                      const Tensor& statistics, const Tensor& grad_query, const Tensor& grad_key,
                      const Tensor& grad_beta /* [B, H] */) {
-  const HeadViews<T> view(p, statistics);
+  const auto view = head_views<T>(p, statistics);
   const auto& kernels = csrc::prefix_kernels<T>();
   const int64_t scratch_size = (3 * p.M() + 4) * p.D();
   for_each_prefix_head<T>(p, view, scratch_size, [&](const auto& head, int64_t u, T* scratch) {
     const int64_t b = u / view.Hk, hk = u % view.Hk;
     c10::SmallVector<Rows<const T>, 16> q_tilde;
-    for (int64_t g = 0; g < view.G; ++g)
+    for (int64_t g = 0; g < view.G(); ++g)
       q_tilde.push_back(rows_of<T>(operands.query, b, view.query_head(u, g)));
     kernels.gradient(head, rows_of<T>(operands.key, b, hk), q_tilde.data(),
                      group_rows<T>(grad_query, view, u).data(), mutable_rows_of<T>(grad_key, b, hk),
-                     grad_beta.mutable_data_ptr<T>() + u * view.G, scratch);
+                     grad_beta.mutable_data_ptr<T>() + u * view.G(), scratch);
   });
 }
 

@@ -20,6 +20,16 @@ csrc::Rows<T> mutable_rows_of(const at::Tensor& t, int64_t b, int64_t h) {
   return {t.mutable_data_ptr<T>() + b * t.stride(0) + h * t.stride(1), t.stride(2)};
 }
 
+template <typename T>
+csrc::HeadRows<const T> head_rows(const at::Tensor& t) {
+  return {t.const_data_ptr<T>(), t.stride(0), t.stride(1), t.stride(2)};
+}
+
+template <typename T>
+csrc::HeadRows<T> mutable_head_rows(const at::Tensor& t) {
+  return {t.mutable_data_ptr<T>(), t.stride(0), t.stride(1), t.stride(2)};
+}
+
 /// f(unit, scratch) for all units, in parallel; `elements` is the work of a unit. Each thread has
 /// its own scratch.
 template <typename A, typename F>

@@ -64,19 +64,22 @@ def check(function, gradients, **which):
     torch.library.opcheck(function.default, (*tensors, options.pop("scales")), options)
 
 
-def private_arguments(mask, norm):
-    """The positional arguments of _attention_sh_forward: causal, one scale."""
-    (q, k, v), options = problem(mode="prefix", mask=mask, norm=norm)
+def private_arguments(mode, mask, norm):
+    """The positional arguments of _attention_sh_forward: causal heads have one scale."""
+    (q, k, v), options = problem(mode=mode, mask=mask, norm=norm)
     tensors = q, torch.nan_to_num(k), torch.nan_to_num(v)
-    numbers = (3, 1, True, options["bn"], 1.0, True, 1e-5, 0.5)
+    is_causal = mode == "prefix"
+    scales = [3] if is_causal else [3, 1]
+    numbers = (scales, 1, "ceil", True, options["bn"], 1.0, True, 1e-5, is_causal, 0.5)
     return (*tensors, options.get("beta"), options.get("key_padding_mask")), numbers
 
 
+@pytest.mark.parametrize("mode", ["global", "prefix"])
 @pytest.mark.parametrize("norm", ["plain", "bn"])
 @pytest.mark.parametrize("mask", ["none", "padding"])
 @pytest.mark.parametrize("gradients", [False, True])
-def test_opcheck_of_the_private_ops(gradients, mask, norm):
-    operands, numbers = private_arguments(mask, norm)
+def test_opcheck_of_the_private_ops(gradients, mask, norm, mode):
+    operands, numbers = private_arguments(mode, mask, norm)
     if gradients:
         operands = [
             t.requires_grad_() if t is not None and t.is_floating_point() else t for t in operands

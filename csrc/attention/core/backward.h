@@ -12,6 +12,7 @@ namespace {
 
 constexpr int64_t kBackwardTile = 96;      // keys whose scores exist at a time
 constexpr int64_t kBackwardQueries = 128;  // queries of a block
+static_assert(kBackwardTile % kTileRows == 0 && kTileRows % 2 == 0, "pairs of keys are not torn");
 
 /// Keys of a block, whole tiles: operands, gradients and the query block fill an L2 cache.
 inline int64_t backward_keys(int64_t width) {
@@ -43,8 +44,9 @@ class BackwardPass {
            A* grad_key) {
     b_ = b, hk_ = hk;
     std::fill_n(grad_query, p_.group() * p_.M * p_.D, A(0));
-    for (int64_t j = keys.begin; j < keys.end; j += block_keys_)
-      key_block(gradients, {j, std::min(j + block_keys_, keys.end)}, grad_query, grad_key);
+    const int64_t step = even_blocks(keys.end - keys.begin, block_keys_, kBackwardTile);
+    for (int64_t j = keys.begin; j < keys.end; j += step)
+      key_block(gradients, {j, std::min(j + step, keys.end)}, grad_query, grad_key);
   }
 
  private:
@@ -133,8 +135,9 @@ class BackwardPass {
     std::fill_n(grad_query_.data, count * grad_query_.stride, A(0));
     // Keys behind the last query of the block are not seen by it.
     const int64_t end = p_.is_causal ? std::min(keys.end, p_.query_offset + queries.end) : keys.end;
-    for (int64_t j = keys.begin; j < end; j += kBackwardTile)
-      tile(queries, {j, std::min(j + kBackwardTile, end)}, j - keys.begin, operands);
+    const int64_t step = even_blocks(end - keys.begin, kBackwardTile, kTileRows);
+    for (int64_t j = keys.begin; j < end; j += step)
+      tile(queries, {j, std::min(j + step, end)}, j - keys.begin, operands);
     for (int64_t i = 0; i < count; ++i) {
       A* __restrict out = grad_query + (queries.begin + i) * p_.D;
       const A* __restrict sums = grad_query_[i];
@@ -204,7 +207,7 @@ class BackwardPass {
                 true);
     multiply<E>(rows, p_.D, depth, ds, operands.query_rows, {grad_key_[at], grad_key_.stride},
                 true);
-    // Tiles begin at even rows of the block: pairs of keys are not torn.
+    // Tiles begin at even rows of the block.
     const Right<Word> c{key_rows_.data + at / E::kGroup * key_rows_.stride, key_rows_.stride,
                         key_rows_.panel_stride};
     multiply<E, true>(count, p_.D, words<E>(rows), ds_by_key, c, grad_query_, true);

@@ -16,17 +16,6 @@
 
 namespace kktorch::csrc {
 
-/// [B, heads, length, width], channels contiguous.
-template <typename T>
-struct HeadRows {
-  T* data;
-  int64_t batch_stride, head_stride, row_stride;
-
-  Rows<T> of(int64_t b, int64_t h) const {
-    return {data + b * batch_stride + h * head_stride, row_stride};
-  }
-};
-
 /// What is added to the logits, [B, H, M, N] by strides (0 where it broadcasts), columns
 /// contiguous: nothing, or -inf where `visible` is false, or `bias`.
 template <typename A>

@@ -9,11 +9,12 @@ namespace {
 
 constexpr int64_t kForwardTile = 48;      // queries whose scores exist at a time
 constexpr int64_t kForwardQueries = 480;  // queries of a chunk
+constexpr int64_t kKeyStep = 64;          // blocks of keys are multiples
 static_assert(kForwardTile % kLanes<float> == 0, "tiles of rows are whole vectors");
 
 /// Keys of a block: with their values, packed, half an L2 cache.
 inline int64_t forward_keys(int64_t width) {
-  return std::clamp<int64_t>(32768 / width / 64 * 64, 128, 512);
+  return std::clamp<int64_t>(32768 / width / kKeyStep * kKeyStep, 128, 512);
 }
 
 template <typename T, typename E = Arithmetic<T>>
@@ -66,8 +67,9 @@ class ForwardPass {
     pack_queries<T, E>(p_, b_, h_, queries, queries_, row_);
     rows_.begin(count);
     const int64_t end = visible_keys(queries.end - 1);
-    for (int64_t j = 0; j < end; j += block_keys_) {
-      const Block keys{j, std::min(j + block_keys_, end)};
+    const int64_t step = even_blocks(p_.N, block_keys_, kKeyStep);  // alike for all chunks
+    for (int64_t j = 0; j < end; j += step) {
+      const Block keys{j, std::min(j + step, end)};
       const auto [columns, values] = pack(keys);
       for (int64_t i = 0; i < count; i += kForwardTile) {
         const int64_t rows = std::min(kForwardTile, count - i);

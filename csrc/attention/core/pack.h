@@ -15,6 +15,14 @@ constexpr int64_t round_up(int64_t n, int64_t multiple) {
   return (n + multiple - 1) / multiple * multiple;
 }
 
+/// The size of blocks that cut `count` into as few as `most` allows, nearly equal and whole
+/// multiples of `multiple`: a short last block would cost almost as much as a long one. `most` is a
+/// multiple.
+constexpr int64_t even_blocks(int64_t count, int64_t most, int64_t multiple) {
+  const int64_t blocks = std::max<int64_t>(1, (count + most - 1) / most);
+  return round_up((count + blocks - 1) / blocks, multiple);
+}
+
 /// Words of `elements` elements that follow each other in the depth.
 template <typename E>
 constexpr int64_t words(int64_t elements) {

@@ -1,6 +1,7 @@
 #include "train/experiments/registry.h"
 
 #include "train/common/error.h"
+#include "train/experiments/attention_svm/experiments.h"
 #include "train/experiments/primal_dual/experiments.h"
 #include "train/loop/table.h"
 
@@ -8,9 +9,10 @@ namespace kktorch {
 
 const std::vector<Experiment>& experiments() {
   static const std::vector<Experiment> all = {
-      primal_dual::uea(),      primal_dual::digits(),     primal_dual::listops(),
-      primal_dual::controls(), primal_dual::redundancy(), primal_dual::retrieval(),
-      primal_dual::svr(),
+      primal_dual::uea(),      primal_dual::digits(),           primal_dual::listops(),
+      primal_dual::controls(), primal_dual::redundancy(),       primal_dual::retrieval(),
+      primal_dual::svr(),      attention_svm::local_converge(), attention_svm::multi_token(),
+      attention_svm::types(),  attention_svm::visual(),         attention_svm::prompt(),
   };
   return all;
 }

@@ -37,7 +37,7 @@ struct Figure {
   std::string axis;    ///< what the numbers are, with their unit; of a scatter, the second ones
   std::string across;  ///< what the columns are; of a scatter, the first numbers
   bool logarithmic = false;     ///< of the numbers; zeros are then left out
-  const char* form = "points";  ///< "points", "bars" from zero up, or "scatter"
+  const char* form = "points";  ///< or "bars", "stacked", "curves", "scatter", "cloud", "plane"
 };
 
 struct ResultTable {

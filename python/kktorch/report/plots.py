@@ -140,8 +140,97 @@ def differences(rows: list[dict], one_sample_percent: float) -> str | None:
 
 
 def cells(table: dict) -> str:
-    """What the figure of a result table says: series over its columns, or a scatter."""
-    return _scatter(table) if table["figure"]["form"] == "scatter" else _series(table)
+    """What the figure of a result table says: series over its columns, or points in a plane."""
+    forms = {
+        "curves": _curves,
+        "stacked": _stacked,
+        "scatter": _scatter,
+        "cloud": _plane,
+        "plane": _plane,
+    }
+    return forms.get(table["figure"]["form"], _series)(table)
+
+
+def _curves(table):
+    """The rows as lines over columns that are numbers, with a band of their spreads."""
+    figure, rows = table["figure"], table["rows"]
+    places = [float(name) for name in table["columns"][1:]]
+
+    def draw(drawing):
+        axis = drawing.subplots()
+        for index, (label, *row) in enumerate(rows):
+            drawn = [
+                (place, cell["value"], *_ends(cell))
+                for place, cell in zip(places, row, strict=True)
+                if isinstance(cell, dict) and (cell["value"] > 0 or not figure["logarithmic"])
+            ]
+            x, y, low, high = np.array(drawn, dtype=float).reshape(-1, 4).T
+            colour, style = _COLOURS[index % len(_COLOURS)], "-:"[index // len(_COLOURS) % 2]
+            axis.fill_between(x, low, high, color=colour, alpha=0.16, linewidth=0)
+            axis.plot(x, y, style, color=colour, linewidth=1.6, label=label)
+        if figure["logarithmic"]:
+            axis.set_yscale("log")
+        axis.set_xlabel(figure["across"])
+        axis.set_ylabel(figure["axis"])
+        axis.legend(loc="upper left", bbox_to_anchor=(1, 1))
+
+    return _svg(draw, 8.6, 4.2)
+
+
+def _stacked(table):
+    """Shares on top of each other, a bar for each column."""
+    figure, names = table["figure"], table["columns"][1:]
+
+    def draw(drawing):
+        axis = drawing.subplots()
+        bottom = np.zeros(len(names))
+        for index, (label, *row) in enumerate(table["rows"]):
+            heights = np.array([cell["value"] if isinstance(cell, dict) else 0.0 for cell in row])
+            colour = _COLOURS[index % len(_COLOURS)]
+            axis.bar(names, heights, 0.65, bottom, color=colour, label=label)
+            bottom += heights
+        axis.grid(False, axis="x")
+        axis.set_xlabel(figure["across"])
+        axis.set_ylabel(figure["axis"])
+        axis.legend(loc="upper left", bbox_to_anchor=(1, 1))
+
+    return _svg(draw, 3.4 + max(1.1, 0.09 * max(map(len, names))) * len(names), 4.2)
+
+
+def _plane(table):
+    """Rows whose second cell has "points" or a "path" [[x, y], ...], or a "line" a, b, c with
+    a x + b y = c. A cloud may have logarithmic axes."""
+    figure = table["figure"]
+
+    def draw(drawing):
+        axis = drawing.subplots()
+        lines = []
+        for index, (label, cell, *_) in enumerate(table["rows"]):
+            colour = _COLOURS[index % len(_COLOURS)]
+            if points := cell.get("points"):
+                x, y = np.array(points, dtype=float).T
+                axis.plot(x, y, "o", color=colour, markersize=4.5, alpha=0.8, label=label)
+            elif path := cell.get("path"):
+                x, y = np.array(path, dtype=float).T
+                axis.plot(x, y, color=colour, linewidth=1.6, label=label)
+            elif line := cell.get("line"):
+                lines.append((label, colour, line))
+        for index, (label, colour, (a, b, c)) in enumerate(lines):
+            style = {"color": colour, "linestyle": ["--", ":"][index % 2], "label": label}
+            if abs(b) > 1e-12 * abs(a):
+                axis.axline((0, c / b), slope=-a / b, **style)
+            else:
+                axis.axvline(c / a, **style)
+        if figure["logarithmic"]:
+            axis.set_xscale("log")
+            axis.set_yscale("log")
+        if figure["form"] == "plane":
+            axis.set_aspect("equal", adjustable="datalim")
+        axis.set_xlabel(figure["across"])
+        axis.set_ylabel(figure["axis"])
+        axis.legend(loc="upper left", bbox_to_anchor=(1, 1))
+
+    return _svg(draw, 7.0, 4.2)
 
 
 def _series(table):

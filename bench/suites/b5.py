@@ -27,7 +27,7 @@ DTYPES = attention_svm.DTYPES
 VARIANTS = {"feasible": False, "infeasible": True}
 _TOL = 1e-6
 _LARGEST = 2**24  # numbers of the explicit features that LIBLINEAR copies quickly
-_CONIC = 2**21  # and that an interior-point method factorizes in seconds
+_CONIC = 2**18  # and that an interior-point method factorizes quickly
 _LINEAR = "LIBLINEAR"
 _SCS = "cvxpy + SCS"
 
@@ -37,7 +37,7 @@ def shapes(variant: str, quick: bool) -> list[str]:
         return ["4x4x3"] if variant == "feasible" else ["12x6x3"]
     if variant == "infeasible":
         return ["100x16x8", "200x16x16"]
-    return ["6x8x10", "50x8x64", "100x16x32", "50x8x256", "500x32x64", "1000x64x64"]
+    return ["6x8x10", "30x8x24", "50x8x64", "100x16x32", "50x8x256", "500x32x64", "1000x64x64"]
 
 
 def peers(shape: str, variant: str) -> list[str]:

@@ -182,6 +182,15 @@ def test_time_limit_returns_the_best_certificate():
     assert result.w.shape == (34, 34) and result.upper > 0
 
 
+@pytest.fixture
+def listens_to_interrupts():
+    """Test processes that run side by side ignore SIGINT."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("listens_to_interrupts")
 def test_interrupt_returns_the_best_certificate():
     sets, alpha = hard_problem()
     timer = threading.Timer(0.5, signal.raise_signal, [signal.SIGINT])

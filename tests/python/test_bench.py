@@ -16,7 +16,7 @@ import comparison  # noqa: E402
 import harness  # noqa: E402
 import memory  # noqa: E402
 import run  # noqa: E402
-from suites import b1, b2, b5, b6, decode, e5bn, e5sh, layer  # noqa: E402
+from suites import b1, b2, b5, b6, b7, decode, e5bn, e5sh, layer  # noqa: E402
 
 SHAPE = "2x3x17x8"
 SOLVE = attention_svm.svm.att_svm
@@ -273,6 +273,15 @@ def test_suites_of_attention_svms(tmp_path, suite):
         assert named == set(suite.peers(case["key"]["shape"], case["key"]["variant"]))
     text = (tmp_path / "benchmarks.md").read_text()
     assert "ceiling |" not in text and "price" not in text, "neither is known for a solver"
+
+
+def test_suite_of_the_margin_tracker_and_its_gate(uncompiled, monkeypatch):
+    case = b7.case("3x5x16", "float32", "margins")
+    errors = case.check([case.subject, *case.peers])
+    assert errors["kktorch"]["qmin"] <= 1e-12 and errors["literal"]["qmin"] <= 1e-4
+    wrong = harness.Contender("kktorch", {harness.TOTAL: lambda _: [torch.zeros(3)] * 7})
+    with pytest.raises(harness.GateError, match="least margins are off by"):
+        case.check([wrong])
 
 
 def test_gate_of_attention_svms_refuses_a_larger_gap(monkeypatch):

@@ -133,6 +133,15 @@ def test_python_example(root):
     check_example(command(sys.executable, script, env={"PYTHONPATH": str(root / "python")}))
 
 
+def test_margin_tracker_example(root, tmp_path):
+    """It stops where the cosine is certified, and the certificate holds."""
+    script, figure = root / "examples/python/margin_tracker.py", tmp_path / "figure.svg"
+    output = command(sys.executable, script, figure, env={"PYTHONPATH": str(root / "python")})
+    certified, true = map(float, re.search(r"cosine (\S+), true cosine (\S+),", output).groups())
+    assert 0.99 <= certified <= true + 1e-4
+    assert figure.read_text().lstrip().startswith("<?xml")
+
+
 def test_cpp_example(programs):
     check_example(command(programs / "attention_bn"))
 

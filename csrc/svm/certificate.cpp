@@ -86,6 +86,13 @@ Certificate certificate(const TokenSetsView<double>& sets, const Pairs& pairs, c
   return c;
 }
 
+std::pair<int64_t, int64_t> certified_ranks(const std::vector<double>& W,
+                                            const std::vector<double>& dual, int64_t rows,
+                                            int64_t columns) {
+  return {count_above(singular_values(W.data(), rows, columns), kRankCutoff),
+          count_above(singular_values(dual.data(), rows, columns), 1 - kRankCutoff)};
+}
+
 LocalOptimality local_optimality(const Pairs& pairs, const std::vector<double>& margins,
                                  const double* score, double margin_error, double tol_sv) {
   // Without a resolved support only "no rival anywhere near the margin" can be concluded.

@@ -13,6 +13,7 @@
 // x, z, W and lam; nothing of a solver's state enters.
 #include <cstdint>
 #include <limits>
+#include <utility>
 #include <vector>
 
 #include "csrc/svm/token_sets.h"
@@ -49,6 +50,11 @@ struct Certificate {
 /// token per query.
 Certificate certificate(const TokenSetsView<double>& sets, const Pairs& pairs, const double* W,
                         const double* lam, SvmNorm norm, bool ranks = true);
+
+/// Certificate::rank and ::mu of W and A*(lam), both [rows, columns].
+std::pair<int64_t, int64_t> certified_ranks(const std::vector<double>& W,
+                                            const std::vector<double>& dual, int64_t rows,
+                                            int64_t columns);
 
 /// What `certificate` concludes from its measurements.
 Certificate bracket(double min_margin, double norm, double dual_norm, double frobenius_dual_norm,

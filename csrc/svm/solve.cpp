@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <stdexcept>
+#include <tuple>
 
 #include "csrc/common/parallel.h"
 #include "csrc/svm/dcd.h"
@@ -213,18 +214,25 @@ void conclude_relaxed(const Problem& problem, const std::vector<double>& h, Cand
   if (c.gap <= kKkt) result.status = SvmStatus::kOptimal;
 }
 
-/// Status, normalisation and the certificate from the original x and z.
+/// Status, normalisation and the certificate from the original x and z; the ranks, which bases do
+/// not change, from the reduced W.
 void conclude(const SvmTask& task, const Pairs& pairs, const SvmSettings& settings,
-              const ReducedSets& reduced, Candidate& found, SvmResult& result) {
+              const Problem& problem, const ReducedSets& reduced, Candidate& found,
+              SvmResult& result) {
+  const auto certify = [&](const std::vector<double>& W) {
+    return certificate(task.sets, pairs, W.data(), found.lam.data(), settings.norm, false);
+  };
+  const auto ranks = certified_ranks(found.W, problem.adjoint(found.lam), problem.rx, problem.rz);
   found.W = reduced.expand(found.W);
-  result.certificate =
-      certificate(task.sets, pairs, found.W.data(), found.lam.data(), settings.norm);
-  if (result.certificate.gap > settings.tolerance()) return;
-  normalise(found, result.certificate, settings.norm);
-  result.certificate =
-      certificate(task.sets, pairs, found.W.data(), found.lam.data(), settings.norm);
-  result.status = SvmStatus::kOptimal;
-  result.support_resolved = result.certificate.support_resolved(settings.tol_sv);
+  auto& c = result.certificate;
+  c = certify(found.W);
+  if (c.gap <= settings.tolerance()) {
+    normalise(found, c, settings.norm);
+    c = certify(found.W);
+    result.status = SvmStatus::kOptimal;
+    result.support_resolved = c.support_resolved(settings.tol_sv);
+  }
+  std::tie(c.rank, c.mu) = ranks;
 }
 
 /// nu of the equality pairs: W = A*(lam) + E*(nu) is orthogonal to S_fin.
@@ -286,7 +294,7 @@ SvmResult solve(const SvmTask& task, const SvmSettings& settings) {
   if (solve.infeasible()) {
     conclude_infeasible(task, pairs, found.lam, result);
   } else if (h.empty()) {
-    conclude(task, pairs, settings, reduced, found, result);
+    conclude(task, pairs, settings, problem, reduced, found, result);
     result.w = std::move(found.W);
   } else {
     conclude_relaxed(problem, h, found, result);

@@ -7,6 +7,7 @@ written by either side loads in the other (``strict=True``). All of them work un
 
 from kktorch.nn._attention_parameters import default_scales
 from kktorch.nn.attention_bnsh import AttentionBNSH
+from kktorch.nn.convex_attention import ConvexAttention, ConvexAttentionSeq, SoftmaxAttention
 from kktorch.nn.encoder import Encoder, EncoderOptions
 from kktorch.nn.encoder_layer import EncoderLayer
 from kktorch.nn.kv_cache import KVCache
@@ -18,10 +19,13 @@ from kktorch.nn.token_norm import TokenNorm
 
 __all__ = [
     "AttentionBNSH",
+    "ConvexAttention",
+    "ConvexAttentionSeq",
     "Encoder",
     "EncoderLayer",
     "EncoderOptions",
     "SmallViT",
+    "SoftmaxAttention",
     "TimeSeriesClassifier",
     "TokenClassifier",
     "TokenNorm",

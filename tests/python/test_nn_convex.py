@@ -1,0 +1,61 @@
+"""Modules of convex attention: a recovered optimum fills them; scripts and exports."""
+
+import io
+
+import pytest
+import torch
+from attention_bn_cases import assert_close
+from convex_cases import data_loss, golden
+from kktorch import convex, nn
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+
+MODULES = {
+    "convex": lambda: nn.ConvexAttention(4, 3, 2, 5),
+    "gated": lambda: nn.ConvexAttention(4, 3, 2, 5, gates=3),
+    "sequence": lambda: nn.ConvexAttentionSeq(4, 3, 2, 5),
+    "softmax": lambda: nn.SoftmaxAttention(3, 2, 5, qk_scale=0.5, readout_row=1),
+}
+
+
+def test_a_recovered_optimum_fills_the_module():
+    X, Y, _ = golden()
+    s = convex.solve(X, Y, 1.0, tol_rel=1e-10)
+    heads = convex.recover_heads(s.Z)
+    module = nn.ConvexAttention(4, 3, 3, len(heads.w1)).double()
+    state = {"w1": heads.w1, "w2": heads.w2, "w3": heads.w3}
+    module.load_state_dict(module.state_dict() | state)
+    value = data_loss(module(X), Y, "half_squared") + 1.0 * module.penalty()
+    assert abs(value.item() - s.F) <= 1e-12 * s.F
+    before = module.penalty().item()
+    with torch.no_grad():
+        module.w2.mul_(3)
+        module.w3.div_(3)
+    module.balance()
+    assert module.penalty().item() == pytest.approx(before, rel=1e-12)
+
+
+def test_training_stays_in_the_simplex():
+    for name in ("convex", "gated", "sequence"):
+        module = MODULES[name]()
+        weight = module.W1 if name == "sequence" else module.w1
+        optimiser = torch.optim.Adam(module.parameters(), 0.1)
+        module(torch.randn(6, 4, 3)).square().sum().backward()
+        optimiser.step()
+        module.project()
+        assert (weight >= 0).all() and (weight.sum(-1) - 1).abs().max() <= 1e-5
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_torchscript_and_export(name):
+    module = MODULES[name]()
+    file = io.BytesIO()
+    torch.jit.save(torch.jit.script(module), file)
+    file.seek(0)
+    loaded = torch.jit.load(file)
+    X = torch.randn(6, 4, 3)
+    program = torch.export.export(module, (X,), dynamic_shapes=({0: torch.export.Dim("N", min=2)},))
+    for rows in (6, 8):
+        X = torch.randn(rows, 4, 3)
+        assert_close(loaded(X), module(X), 1e-6)
+        assert_close(program.module()(X), module(X), 1e-6)

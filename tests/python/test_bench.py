@@ -16,11 +16,11 @@ import comparison  # noqa: E402
 import harness  # noqa: E402
 import memory  # noqa: E402
 import run  # noqa: E402
-from suites import b1, b2, b5, b6, b7, decode, e5bn, e5sh, layer  # noqa: E402
+from suites import b1, b2, b5, b6, b7, b8, decode, e5bn, e5sh, layer  # noqa: E402
 
 SHAPE = "2x3x17x8"
 SOLVE = attention_svm.svm.att_svm
-SUITES = [b1, b2, decode, e5bn, e5sh, layer]
+SUITES = [b1, b2, b8, decode, e5bn, e5sh, layer]
 
 
 @pytest.fixture(autouse=True)

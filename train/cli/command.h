@@ -17,6 +17,7 @@ Command add_train(CLI::App& program);
 Command add_predict(CLI::App& program);
 Command add_export(CLI::App& program);
 Command add_reproduce(CLI::App& program);
+Command add_svm(CLI::App& program);
 Command add_info(CLI::App& program);
 
 }  // namespace kktorch::cli

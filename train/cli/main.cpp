@@ -1,4 +1,4 @@
-// kktorch, the program: train, predict, export, reproduce, info.
+// kktorch, the program: train, predict, export, reproduce, svm, info.
 #include <c10/util/Exception.h>
 #include <fmt/format.h>
 
@@ -43,8 +43,8 @@ int main(int argc, char** argv) {
   program.set_version_flag("--version", "kktorch " + kktorch::build_info().version);
   program.require_subcommand(1);
   program.footer("kktorch <command> --help shows the options and examples of a command.");
-  const std::vector commands = {add_train(program), add_predict(program), add_export(program),
-                                add_reproduce(program), add_info(program)};
+  const std::vector commands = {add_train(program),     add_predict(program), add_export(program),
+                                add_reproduce(program), add_svm(program),     add_info(program)};
   try {
     program.parse(argc, argv);
   } catch (const CLI::ParseError& error) {

@@ -1,14 +1,13 @@
 #include "ops/attention/pooled_heads.h"
 
 #include <ATen/Dispatch.h>
-#include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
 
 #include <algorithm>
-#include <atomic>
 #include <numeric>
 
 #include "csrc/attention/core/scratch.h"
+#include "csrc/common/parallel.h"
 #include "ops/attention/core_heads.h"
 
 namespace kktorch::detail {
@@ -166,11 +165,7 @@ void for_each_longest_first(const PooledHeads& all, const F& f) {
   std::iota(order.begin(), order.end(), 0);
   std::stable_sort(order.begin(), order.end(),
                    [&](int64_t a, int64_t b) { return all.scales[a] < all.scales[b]; });
-  std::atomic<int64_t> next = 0;
-  at::parallel_for(0, at::get_num_threads(), 1, [&](int64_t begin, int64_t end) {
-    for (int64_t thread = begin; thread < end; ++thread)
-      for (int64_t task; (task = next++) < B * Hk;) f(task % B, order[task / B]);
-  });
+  csrc::parallel_for(B * Hk, [&](int64_t task) { f(task % B, order[task / B]); });
 }
 
 /// The largest of size(scratch, head) over the heads, which differ in their windows.

@@ -16,6 +16,7 @@
 #include "train/experiments/primal_dual/retrieval_task.h"
 #include "train/experiments/registry.h"
 #include "train/experiments/reproduction.h"
+#include "train/loop/seed_stream.h"
 #include "train/loop/trainer.h"
 
 namespace kktorch {
@@ -216,7 +217,7 @@ using primal_dual::RetrievalHead;
 struct RetrievalCase {
   explicit RetrievalCase(const primal_dual::RetrievalMethod& method) : head(method, 6) {
     const torch::NoGradGuard no_grad;
-    auto generator = primal_dual::generator_of(3, "test");
+    auto generator = generator_of(3, "test");
     for (auto& parameter : head.parameters())
       parameter += 0.1 * torch::randn(parameter.sizes(), generator, torch::kDouble);
     batch = primal_dual::draw_batch(5, {.keys = 7, .width = 6}, {.offset = 0.5, .gain = 0.2},
@@ -273,7 +274,7 @@ TEST(Retrieval, MeanOfTheKeysAloneChangesNothingAndTheOthersDo) {
 
 TEST(Retrieval, NuisanceActsOnCommonRandomNumbers) {
   const auto draw = [](double offset, double gain) {
-    auto generator = primal_dual::generator_of(1, "test");
+    auto generator = generator_of(1, "test");
     return primal_dual::draw_batch(4, {.keys = 5, .width = 3}, {offset, gain}, generator);
   };
   const auto clean = draw(0, 0), moved = draw(2, 0), stretched = draw(0, 1);

@@ -10,6 +10,7 @@ from kktorch.report.__main__ import main
 from test_report import Page
 
 EXPERIMENTS = ["uea", "digits", "listops", "controls", "redundancy", "retrieval", "svr"]
+DOCUMENTS = {"primal-dual": "docs/primal_dual.md", "convex": "docs/convex_attention.md"}
 
 
 @pytest.fixture(scope="module", params=EXPERIMENTS)
@@ -25,8 +26,7 @@ def read_json(path):
 
 
 def test_list_names_every_experiment_with_its_times(kk, root):
-    listed = kk("reproduce", "--list").stdout
-    header, _, *rows = listed.splitlines()
+    header, _, *rows = kk("reproduce", "--list").stdout.splitlines()
     assert header.split() == ["paper", "experiment", "title", "smoke", "quick", "full"]
     rows = [row for row in rows if row.startswith("primal-dual ")]
     assert [row.split()[:2] for row in rows] == [["primal-dual", name] for name in EXPERIMENTS]

@@ -11,7 +11,7 @@ import pytest
 from kktorch.report import load, render
 from test_report import Page
 
-EXPERIMENTS = ["local_converge", "multi_token", "types", "visual", "prompt"]
+EXPERIMENTS = ["local_converge", "multi_token", "svm_rank", "types", "visual", "prompt"]
 
 
 def reproduce(kk, folder, name, preset, *options):

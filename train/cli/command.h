@@ -15,6 +15,7 @@ struct Command {
 
 Command add_train(CLI::App& program);
 Command add_predict(CLI::App& program);
+Command add_convex(CLI::App& program);
 Command add_export(CLI::App& program);
 Command add_reproduce(CLI::App& program);
 Command add_svm(CLI::App& program);

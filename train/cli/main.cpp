@@ -1,4 +1,4 @@
-// kktorch, the program: train, predict, export, reproduce, svm, info.
+// kktorch, the program: train, predict, export, reproduce, svm, convex, info.
 #include <c10/util/Exception.h>
 #include <fmt/format.h>
 
@@ -44,7 +44,8 @@ int main(int argc, char** argv) {
   program.require_subcommand(1);
   program.footer("kktorch <command> --help shows the options and examples of a command.");
   const std::vector commands = {add_train(program),     add_predict(program), add_export(program),
-                                add_reproduce(program), add_svm(program),     add_info(program)};
+                                add_reproduce(program), add_svm(program),     add_convex(program),
+                                add_info(program)};
   try {
     program.parse(argc, argv);
   } catch (const CLI::ParseError& error) {

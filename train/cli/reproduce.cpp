@@ -55,14 +55,23 @@ Command add_reproduce(CLI::App& program) {
   app->add_flag("--list", args->list, "print the experiments and leave");
   app->add_option("paper", args->paper, "the paper, e.g. primal-dual");
   app->add_option("--experiment", args->experiment, "its experiment, e.g. svr");
-  app->add_option("--preset", args->run.preset, "how much is run: smoke, quick or full")
-      ->transform(CLI::CheckedTransformer(std::map<std::string, Preset>{
-          {"smoke", Preset::kSmoke}, {"quick", Preset::kQuick}, {"full", Preset::kFull}}))
+  app->add_option("--preset", args->run.preset, "how much is run: smoke, quick (or cpu) or full")
+      ->transform(CLI::CheckedTransformer(std::map<std::string, Preset>{{"smoke", Preset::kSmoke},
+                                                                        {"quick", Preset::kQuick},
+                                                                        {"cpu", Preset::kQuick},
+                                                                        {"full", Preset::kFull}}))
       ->default_str("quick");
   app->add_option("--out", args->run.folder,
                   "run folder (default: runs/<paper>/<experiment>-<preset>)");
   app->add_option("--seed", args->run.seed, "the first seed")->capture_default_str();
   app->add_flag("--resume", args->run.resume, "continue, or read back, the run in the run folder");
+  app->add_option("--invariants", args->run.invariants,
+                  "what a violated bound does (training dynamics): off, warn or error")
+      ->transform(CLI::CheckedTransformer(std::map<std::string, dynamics::InvariantMode>{
+          {"off", dynamics::InvariantMode::kOff},
+          {"warn", dynamics::InvariantMode::kWarn},
+          {"error", dynamics::InvariantMode::kError}}))
+      ->default_str("warn");
   app->add_option("--threads", args->threads, "CPU threads (default: LibTorch's choice)")
       ->check(CLI::PositiveNumber);
   return {app, [args] { return run(*args); }};

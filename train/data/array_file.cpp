@@ -4,11 +4,12 @@
 #include <zlib.h>
 
 #include <cstring>
-#include <regex>
+#include <fstream>
 #include <vector>
 
 #include "train/common/error.h"
 #include "train/common/files.h"
+#include "train/data/npy.h"
 
 namespace kktorch {
 namespace {
@@ -56,47 +57,29 @@ std::string inflate_raw(std::string_view packed, size_t size, const std::string&
   return content;
 }
 
-at::ScalarType dtype_of(const std::string& descriptor, const std::string& place) {
-  static const std::map<std::string, at::ScalarType> known = {
-      {"<f8", at::kDouble}, {"<f4", at::kFloat}, {"<f2", at::kHalf},
-      {"<i8", at::kLong},   {"<i4", at::kInt},   {"<i2", at::kShort},
-      {"|i1", at::kChar},   {"|u1", at::kByte},  {"|b1", at::kBool}};
-  const auto found = known.find(descriptor);
-  if (found == known.end())
-    fail("{}: expected little-endian floating, integer or bool numbers, but got dtype '{}'", place,
-         descriptor);
-  return found->second;
+at::Tensor parse_npy(std::string_view content, const std::string& place) {
+  const auto header = read_npy_header(content, place);
+  if (content.size() != header.bytes())
+    fail("{}: expected {} bytes, but got {}", place, header.bytes(), content.size());
+  content.remove_prefix(header.begin);
+  const auto numbers = at::empty({static_cast<int64_t>(content.size())}, at::kByte);
+  if (!content.empty()) std::memcpy(numbers.mutable_data_ptr(), content.data(), content.size());
+  return npy_view(header, numbers).contiguous();
 }
 
-/// One .npy member: a header that describes the array, then its numbers.
-at::Tensor parse_npy(std::string_view content, const std::string& place) {
-  if (content.size() < 12 || content.substr(0, 6) != "\x93NUMPY")
-    fail("{}: expected an array in .npy format, but got something else", place);
-  const bool wide = content[6] >= 2;
-  uint32_t length = 0;
-  std::memcpy(&length, content.data() + 8, wide ? 4 : 2);
-  const size_t start = (wide ? 12 : 10) + size_t{length};
-  if (start > content.size()) fail("{}: expected a whole array, but its header ends early", place);
-  const std::string header(content.substr(wide ? 12 : 10, length));
-  std::smatch descr, order, shape;
-  if (!std::regex_search(header, descr, std::regex("'descr': *'([^']*)'")) ||
-      !std::regex_search(header, order, std::regex("'fortran_order': *(True|False)")) ||
-      !std::regex_search(header, shape, std::regex("'shape': *\\(([^)]*)\\)")))
-    fail("{}: expected an array of numbers, but got header {}", place, header);
-  if (order[1] == "True") fail("{}: expected C order, but got Fortran order", place);
-  std::vector<int64_t> sizes;
-  const std::string list = shape[1];
-  const std::regex number("\\d+");
-  for (auto it = std::sregex_iterator(list.begin(), list.end(), number);
-       it != std::sregex_iterator(); ++it)
-    sizes.push_back(std::stoll(it->str()));
-  auto tensor = at::empty(sizes, dtype_of(descr[1], place));
-  if (content.size() - start != tensor.nbytes())
-    fail("{}: expected {} bytes of numbers, but got {}", place, tensor.nbytes(),
-         content.size() - start);
-  if (tensor.nbytes() > 0)
-    std::memcpy(tensor.mutable_data_ptr(), content.data() + start, tensor.nbytes());
-  return tensor;
+/// The array of a .npy file; its bytes are mapped, not copied.
+at::Tensor map_npy(const fs::path& file) {
+  const auto place = file.string();
+  std::ifstream in(file, std::ios::binary);
+  std::string start(size_t{1} << 16, '\0');  // more than the headers that NumPy writes
+  in.read(start.data(), static_cast<std::streamsize>(start.size()));
+  start.resize(static_cast<size_t>(in.gcount()));
+  const auto header = read_npy_header(start, place);
+  const auto found = fs::file_size(file);
+  if (found != header.bytes())
+    fail("{}: expected {} bytes, but got {}", place, header.bytes(), found);
+  const auto mapped = torch::from_file(place, false, static_cast<int64_t>(found), at::kByte);
+  return npy_view(header, mapped.slice(0, static_cast<int64_t>(header.begin)));
 }
 
 /// The members of a zip archive by its central directory; sizes beyond 4 GB are not supported.
@@ -130,16 +113,24 @@ Arrays parse_npz(const Bytes& bytes) {
   return arrays;
 }
 
-Arrays parse_pt(const std::string& content, const std::string& name) {
+c10::IValue parse_pt(const std::string& content, const std::string& expected) {
+  if (!content.starts_with("PK")) fail("{}, but got something else", expected);
   try {
-    Arrays arrays;
-    const auto value = torch::pickle_load(std::vector<char>(content.begin(), content.end()));
-    for (const auto& item : value.toGenericDict())
-      arrays[item.key().toStringRef()] = item.value().toTensor().contiguous();
-    return arrays;
+    return torch::pickle_load(std::vector<char>(content.begin(), content.end()));
   } catch (const c10::Error&) {
-    fail("{}: expected a .pt file with a dictionary of tensors, but got something else", name);
+    fail("{}, but got something else", expected);
   }
+}
+
+Arrays tensors_of(const c10::IValue& value, const std::string& expected) {
+  if (!value.isGenericDict()) fail("{}, but got a {}", expected, value.tagKind());
+  Arrays arrays;
+  for (const auto& item : value.toGenericDict()) {
+    if (!item.key().isString() || !item.value().isTensor())
+      fail("{}, but got a {} to {}", expected, item.key().tagKind(), item.value().tagKind());
+    arrays[item.key().toStringRef()] = item.value().toTensor().contiguous();
+  }
+  return arrays;
 }
 
 }  // namespace
@@ -150,8 +141,26 @@ Arrays read_arrays(const fs::path& file) {
     fail("{}: expected a .npz or .pt file, but got another extension", file.string());
   const auto content = read_file(file);
   if (content.empty()) fail("{}: expected arrays, but got an empty file", file.string());
-  return extension == ".npz" ? parse_npz(Bytes(content, file.string()))
-                             : parse_pt(content, file.string());
+  if (extension == ".npz") return parse_npz(Bytes(content, file.string()));
+  const auto expected =
+      fmt::format("{}: expected a .pt file with a dictionary of tensors", file.string());
+  return tensors_of(parse_pt(content, expected), expected);
+}
+
+at::Tensor read_array(const fs::path& file, const std::string& key) {
+  const auto extension = file.extension();
+  if (extension != ".npy" && extension != ".pt")
+    fail("{}: expected a .npy or .pt file, but got another extension", file.string());
+  if (!fs::is_regular_file(file)) fail("{}: expected a file, but got none", file.string());
+  if (extension == ".npy") return map_npy(file);
+  const auto expected = fmt::format(
+      "{}: expected a .pt file with a tensor or a dictionary of tensors", file.string());
+  const auto value = parse_pt(read_file(file), expected);
+  if (value.isTensor()) return value.toTensor();
+  const auto arrays = tensors_of(value, expected);
+  const auto found = arrays.find(key);
+  if (found == arrays.end()) fail("{}: expected an entry {}, but got none", file.string(), key);
+  return found->second;
 }
 
 }  // namespace kktorch

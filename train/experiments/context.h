@@ -9,6 +9,8 @@
 #include <string>
 #include <vector>
 
+#include "train/dynamics/invariants.h"
+
 namespace kktorch {
 
 /// Thrown where a signal asked a running experiment to stop; finished parts are kept.
@@ -22,8 +24,13 @@ void stop_if_interrupted();
 
 class Context {
  public:
-  Context(nlohmann::ordered_json settings, uint64_t first_seed, std::filesystem::path folder)
-      : settings_(std::move(settings)), first_seed_(first_seed), folder_(std::move(folder)) {}
+  /// @param invariants  what a violated bound of an experiment on training dynamics does.
+  Context(nlohmann::ordered_json settings, uint64_t first_seed, std::filesystem::path folder,
+          dynamics::InvariantMode invariants = dynamics::InvariantMode::kError)
+      : settings_(std::move(settings)),
+        first_seed_(first_seed),
+        folder_(std::move(folder)),
+        invariants_(invariants) {}
 
   const nlohmann::ordered_json& settings() const { return settings_; }
 
@@ -37,13 +44,24 @@ class Context {
   nlohmann::json part(const std::string& name,
                       const std::function<nlohmann::json(const std::filesystem::path&)>& compute);
 
+  /// Parts that do not depend on each other, spread over the CPU threads (train/loop/trials.h):
+  /// compute(i, folder) for names[i].
+  std::vector<nlohmann::json> parts(
+      const std::vector<std::string>& names,
+      const std::function<nlohmann::json(size_t, const std::filesystem::path&)>& compute);
+
+  dynamics::InvariantMode invariants() const { return invariants_; }
+
   /// Time that all parts took, those that were read back included.
   double seconds() const { return seconds_; }
 
  private:
+  nlohmann::json read_back(const std::filesystem::path& folder);
+
   nlohmann::ordered_json settings_;
   uint64_t first_seed_;
   std::filesystem::path folder_;
+  dynamics::InvariantMode invariants_;
   double seconds_ = 0;
 };
 

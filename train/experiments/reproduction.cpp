@@ -85,8 +85,9 @@ std::optional<ordered_json> reproduce(const Experiment& experiment,
   if (!fs::exists(file)) {
     const InterruptGuard interrupt_guard;
     try {
-      const auto result = result_of(experiment, config,
-                                    Context(config.at("settings"), options.seed, options.folder));
+      const auto result = result_of(
+          experiment, config,
+          Context(config.at("settings"), options.seed, options.folder, options.invariants));
       write_file(options.folder / "table.txt", result_text(result));
       write_file(file, result.dump(2) + '\n');
     } catch (const Interrupted&) {

@@ -6,6 +6,7 @@
 #include <nlohmann/json.hpp>
 #include <optional>
 
+#include "train/dynamics/invariants.h"
 #include "train/experiments/experiment.h"
 
 namespace kktorch {
@@ -14,6 +15,7 @@ struct ReproductionOptions {
   Preset preset = Preset::kQuick;
   uint64_t seed = 1;  ///< the first one
   std::filesystem::path folder;
+  dynamics::InvariantMode invariants = dynamics::InvariantMode::kWarn;
   bool resume = false;  ///< continue, or read back, what the folder holds
 };
 

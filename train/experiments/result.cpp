@@ -72,6 +72,9 @@ nlohmann::ordered_json to_json(const ResultTable& table) {
               {"across", table.figure->across},
               {"logarithmic", table.figure->logarithmic},
               {"form", table.figure->form}};
+  if (table.figure)
+    for (const auto& [slope, low, high] : table.figure->lines)
+      figure["lines"].push_back({{"slope", slope}, {"low", low}, {"high", high}});
   return {{"title", table.title},
           {"columns", table.columns},
           {"rows", table.rows},

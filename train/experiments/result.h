@@ -31,13 +31,21 @@ Cell difference_cell(std::span<const double> a, std::span<const double> b,
 /// The largest of values, with the smallest and the largest as its range.
 Cell largest_cell(std::span<const double> values, const std::string& format);
 
+/// The slope of a power law with the interval that is drawn about it.
+struct SlopeLine {
+  double slope, low, high;
+};
+
 /// Draws the rows of a table as series over its columns or, as a "scatter", as points whose
-/// places are their first two numbers.
+/// places are their first two numbers. The columns of a "power" are numbers: both axes are
+/// logarithmic, and each row has its line.
 struct Figure {
   std::string axis;    ///< what the numbers are, with their unit; of a scatter, the second ones
   std::string across;  ///< what the columns are; of a scatter, the first numbers
-  bool logarithmic = false;     ///< of the numbers; zeros are then left out
-  const char* form = "points";  ///< or "bars", "stacked", "curves", "scatter", "cloud", "plane"
+  bool logarithmic = false;  ///< of the numbers; zeros are then left out
+  /// or "bars", "stacked", "curves", "scatter", "cloud", "plane", "power"
+  const char* form = "points";
+  std::vector<SlopeLine> lines = {};  ///< of a power, one for each row; slopes may be NaN
 };
 
 struct ResultTable {
@@ -49,7 +57,7 @@ struct ResultTable {
 };
 
 /// {"title", "columns", "rows", "note", "figure": null or {"axis", "across", "logarithmic",
-/// "form"}}
+/// "form", and of a power "lines"}}
 nlohmann::ordered_json to_json(const ResultTable& table);
 
 /// Title, aligned columns and note of a table in its JSON form.

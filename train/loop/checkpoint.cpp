@@ -1,14 +1,13 @@
 #include "train/loop/checkpoint.h"
 
-#include <caffe2/serialize/inline_container.h>
 #include <fmt/ostream.h>
 #include <torch/csrc/jit/serialization/pickle.h>
-#include <torch/csrc/jit/serialization/pickler.h>
 
 #include <vector>
 
 #include "train/common/error.h"
 #include "train/common/files.h"
+#include "train/common/torch_file.h"
 
 namespace kktorch {
 namespace {
@@ -36,31 +35,6 @@ NumberMap numbers_of(const IValue& dict) {
   return numbers;
 }
 
-/// The bytes of torch.save(value). Not torch::pickle_save: its type tags need
-/// torch.load(weights_only=False).
-std::string saved_bytes(const IValue& value) {
-  std::string pickle, file;
-  size_t tensors = 0;
-  torch::jit::Pickler pickler([&](const char* data, size_t size) { pickle.append(data, size); },
-                              nullptr, nullptr, nullptr,
-                              [&](const at::Tensor&) { return std::to_string(tensors++); },
-                              /*tag_aggregates=*/false);
-  pickler.protocol();
-  pickler.pushIValue(value);
-  pickler.stop();
-  caffe2::serialize::PyTorchStreamWriter writer([&](const void* data, size_t size) {
-    file.append(static_cast<const char*>(data), size);
-    return size;
-  });
-  writer.writeRecord("data.pkl", pickle.data(), pickle.size());
-  for (size_t i = 0; i < tensors; ++i) {
-    const auto data = torch::jit::getWriteableTensorData(pickler.tensorData().at(i));
-    writer.writeRecord("data/" + std::to_string(i), data.data(), data.sizeInBytes());
-  }
-  writer.writeEndOfFile();
-  return file;
-}
-
 std::string shape_and_dtype(const at::Tensor& tensor) {
   return fmt::format("{} {}", fmt::streamed(tensor.sizes()), c10::toString(tensor.scalar_type()));
 }
@@ -73,7 +47,7 @@ void save_checkpoint(const std::filesystem::path& file, const Checkpoint& checkp
   dict.insert("optimizer", to_dict(checkpoint.optimizer));
   dict.insert("rng", checkpoint.rng);
   dict.insert("progress", to_dict(checkpoint.progress));
-  write_file(file, saved_bytes(dict));
+  write_file(file, torch_save_bytes(dict));
 }
 
 Checkpoint load_checkpoint(const std::filesystem::path& file) {

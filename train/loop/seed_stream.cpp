@@ -1,5 +1,6 @@
 #include "train/loop/seed_stream.h"
 
+#include <ATen/CPUGeneratorImpl.h>
 #include <ATen/Context.h>
 
 #include <numeric>
@@ -41,6 +42,10 @@ std::vector<int64_t> SeedStream::permutation(int64_t n) {
 
 void seed_torch(uint64_t seed, std::string_view purpose) {
   at::manual_seed(SeedStream(seed, purpose).next());
+}
+
+at::Generator generator_of(uint64_t seed, std::string_view purpose, uint64_t index) {
+  return at::detail::createCPUGenerator(SeedStream(seed, purpose, index).next());
 }
 
 }  // namespace kktorch

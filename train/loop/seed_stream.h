@@ -2,6 +2,8 @@
 // Every random choice of a run comes from a stream named after its purpose: adding one consumer of
 // randomness shifts no other, and two methods trained with one seed see the same split, the same
 // batches and the same initial weights.
+#include <ATen/core/Generator.h>
+
 #include <cstdint>
 #include <string_view>
 #include <vector>
@@ -27,5 +29,8 @@ class SeedStream {
 
 /// Seeds LibTorch's default generators from the stream (seed, purpose).
 void seed_torch(uint64_t seed, std::string_view purpose);
+
+/// A generator of its own for draws on the CPU, from the stream (seed, purpose, index).
+at::Generator generator_of(uint64_t seed, std::string_view purpose, uint64_t index = 0);
 
 }  // namespace kktorch

@@ -147,6 +147,7 @@ def cells(table: dict) -> str:
         "scatter": _scatter,
         "cloud": _plane,
         "plane": _plane,
+        "power": _power,
     }
     return forms.get(table["figure"]["form"], _series)(table)
 
@@ -283,6 +284,45 @@ def _scatter(table):
         axis.legend(loc="upper left", bbox_to_anchor=(1, 1))
 
     return _svg(draw, 7.0, 4.2)
+
+
+def _power(table):
+    """Log-log: intervals of the numbers; for each row its line, with the interval of the slope."""
+    figure, places = table["figure"], np.array(table["columns"][1:], dtype=float)
+
+    def draw(drawing):
+        axis = drawing.subplots()
+        for index, ((label, *row), line) in enumerate(
+            zip(table["rows"], figure["lines"], strict=True)
+        ):
+            drawn = [
+                (x, cell["value"], *_ends(cell))
+                for x, cell in zip(places, row, strict=True)
+                if isinstance(cell, dict) and cell["value"] > 0
+            ]
+            x, y, low, high = np.array(drawn, dtype=float).reshape(-1, 4).T
+            low = np.where(low > 0, low, y)  # an interval below zero has no place here
+            style = {"yerr": [y - low, high - y], "label": label} | _marker(index)
+            axis.errorbar(x, y, **style)
+            if line["slope"] is not None and len(x):
+                ends = np.array([x.min(), x.max()])
+                centre, height = np.exp(np.log(x).mean()), np.exp(np.log(y).mean())
+                slopes = {key: height * (ends / centre) ** line[key] for key in line}
+                colour = style["color"]
+                axis.plot(ends, slopes["slope"], color=colour, linewidth=1.2)
+                fan = {"color": colour, "alpha": 0.14, "linewidth": 0}
+                middle = np.array([ends[0], centre, ends[1]])
+                edges = [height * (middle / centre) ** line[key] for key in ("low", "high")]
+                axis.fill_between(middle, *edges, **fan)
+        axis.set_xscale("log")
+        axis.set_yscale("log")
+        axis.set_xticks(places, table["columns"][1:])
+        axis.minorticks_off()
+        axis.set_xlabel(figure["across"])
+        axis.set_ylabel(figure["axis"])
+        axis.legend(loc="upper left", bbox_to_anchor=(1, 1))
+
+    return _svg(draw, 7.6, 4.2)
 
 
 def _marker(index):

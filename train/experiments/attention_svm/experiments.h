@@ -8,6 +8,7 @@ namespace kktorch::attention_svm {
 Experiment local_converge();
 Experiment multi_token();
 Experiment prompt();
+Experiment svm_rank();
 Experiment types();
 Experiment visual();
 

@@ -14,6 +14,7 @@
 #include "train/experiments/primal_dual/retrieval_task.h"
 #include "train/loop/metrics.h"
 #include "train/loop/progress.h"
+#include "train/loop/seed_stream.h"
 #include "train/loop/trainer.h"
 
 namespace kktorch::primal_dual {

@@ -1,15 +1,8 @@
 #include "train/experiments/primal_dual/retrieval_task.h"
 
-#include <ATen/CPUGeneratorImpl.h>
 #include <torch/torch.h>
 
-#include "train/loop/seed_stream.h"
-
 namespace kktorch::primal_dual {
-
-at::Generator generator_of(uint64_t seed, std::string_view purpose) {
-  return at::detail::createCPUGenerator(SeedStream(seed, purpose).next());
-}
 
 RetrievalBatch draw_batch(int64_t n, const RetrievalSize& size, const Nuisance& nuisance,
                           at::Generator& generator) {

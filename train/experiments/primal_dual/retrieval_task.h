@@ -27,9 +27,6 @@ struct RetrievalBatch {
   at::Tensor target;  ///< [n] int64
 };
 
-/// A generator for the stream (seed, purpose).
-at::Generator generator_of(uint64_t seed, std::string_view purpose);
-
 /// The same generator draws the same a, t, xi, z, z' whatever the nuisance is: settings are
 /// compared on common random numbers.
 RetrievalBatch draw_batch(int64_t n, const RetrievalSize& size, const Nuisance& nuisance,

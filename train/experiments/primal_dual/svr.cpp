@@ -16,6 +16,7 @@
 #include "train/experiments/primal_dual/epsilon_svr.h"
 #include "train/experiments/primal_dual/experiments.h"
 #include "train/experiments/primal_dual/retrieval_task.h"
+#include "train/loop/seed_stream.h"
 
 namespace kktorch::primal_dual {
 namespace {

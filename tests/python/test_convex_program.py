@@ -1,0 +1,136 @@
+"""`kktorch convex` on arrays in files, and the experiments on convex attention."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from convex_cases import golden
+from kktorch import convex
+from kktorch.report import load, render
+from test_report import Page
+
+
+def write(folder, X, Y, **names):
+    np.save(folder / "X.npy", X)
+    np.save(folder / "Y.npy", Y)
+    return ["--features", folder / "X.npy", "--targets", folder / "Y.npy"]
+
+
+def test_solve_writes_what_the_solver_finds(kk, tmp_path):
+    X, Y, _ = golden()
+    files = write(tmp_path, X.numpy(), Y.numpy())
+    out = tmp_path / "run"
+    printed = kk("convex", "solve", *files, "--rho", 0.3, "--out", out).stdout
+    assert "converged" in printed
+    result = json.loads((out / "result.json").read_text())
+    (found,) = result["solutions"]
+    s = convex.solve(X, Y, 0.3 * convex.beta_max(X, Y))
+    assert found["objective"] == pytest.approx(s.F, rel=1e-12)
+    assert found["relative_gap"] <= 1e-6 and found["active_groups"] == s.active_groups
+    saved = torch.load(out / "solutions.pt")
+    assert torch.allclose(saved["Z"][0], s.Z, rtol=0, atol=1e-12)
+    lines = (out / "metrics.csv").read_text().splitlines()
+    assert lines[0] == "beta,iteration,seconds,objective,gap" and len(lines) == s.iterations + 1
+    refused = kk("convex", "solve", *files, "--out", out, code=1).stderr
+    assert "convex: expected a new run folder" in refused
+    short = ["--max-iter", 2, "--out", tmp_path / "short"]
+    assert "max_iter" in kk("convex", "solve", *files, *short, code=4).stdout
+
+
+def test_path_with_gates_and_classes(kk, tmp_path):
+    X, ids, _ = golden("cross_entropy")
+    files = write(tmp_path, np.asfortranarray(X.numpy()), ids.numpy().astype(np.int32))
+    options = ["--loss", "cross_entropy", "--gates", 3, "--points", 4, "--lowest", 0.1]
+    kk("convex", "path", *files, *options, "--out", tmp_path / "run")
+    result = json.loads((tmp_path / "run/result.json").read_text())
+    assert [s["rho"] for s in result["solutions"]] == pytest.approx(
+        [10 ** (-k / 3) for k in range(4)]
+    )
+    saved = torch.load(tmp_path / "run/solutions.pt")
+    gates = convex.apply_gates(X, convex.Gates(saved["u1"], saved["u2"], None))
+    for s, Z in zip(result["solutions"], saved["Z"], strict=True):
+        c = convex.certify(X, ids, s["beta"], Z, loss="cross_entropy", gates=gates)
+        assert c.F == pytest.approx(s["objective"], rel=1e-12)
+
+
+@pytest.mark.parametrize("form", ["pt", "dictionary"])
+def test_torch_files_are_read(kk, tmp_path, form):
+    X, Y, _ = golden()
+    both = {"X": X, "Y": Y}
+    for name, tensor in both.items():
+        torch.save(both if form == "dictionary" else tensor, tmp_path / f"{name}.pt")
+    files = ["--features", tmp_path / "X.pt", "--targets", tmp_path / "Y.pt"]
+    kk("convex", "solve", *files, "--out", tmp_path / "run")
+
+
+def bad_files(folder):
+    X = golden()[0].numpy()
+    np.savez(folder / "archive.npz", X=X)
+    (folder / "archive.npz").rename(folder / "archive.npy")
+    yield "archive.npy", "expected an array in .npy format, but got something else (an archive)"
+    np.save(folder / "big.npy", X.astype(">f8"))
+    yield (
+        "big.npy",
+        ("expected little-endian floating, integer or bool numbers, but got dtype '>f8'"),
+    )
+    np.save(folder / "objects.npy", np.array([None]), allow_pickle=True)
+    yield "objects.npy", "expected little-endian"
+    (folder / "short.npy").write_bytes(b"\x93NUMPY")
+    yield "short.npy", "expected an array in .npy format"
+    np.save(folder / "cut.npy", X)
+    (folder / "cut.npy").write_bytes((folder / "cut.npy").read_bytes()[:-8])
+    yield "cut.npy", "expected 1280 bytes, but got 1272"
+    torch.save(torch.ones(3), folder / "legacy.pt", _use_new_zipfile_serialization=False)
+    yield "legacy.pt", "expected a .pt file with a tensor or a dictionary of tensors"
+    torch.save({"other": torch.ones(3)}, folder / "key.pt")
+    yield "key.pt", "expected an entry X, but got none"
+    torch.save([1, 2], folder / "list.pt")
+    yield "list.pt", "expected a .pt file with a tensor or a dictionary of tensors, but got a"
+    (folder / "text.csv").write_text("1,2")
+    yield "text.csv", "expected a .npy or .pt file, but got another extension"
+    yield "absent.npy", "expected a file, but got none"
+
+
+def test_other_files_are_refused_by_name_and_reason(kk, tmp_path):
+    for name, message in bad_files(tmp_path):
+        command = ["convex", "solve", "--features", tmp_path / name, "--targets", tmp_path / name]
+        refused = kk(*command, "--out", tmp_path / "run", code=1).stderr
+        assert f"{name}: {message}" in refused
+
+
+@pytest.fixture(scope="module")
+def sparsity(kk, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("sparsity") / "run"
+    kk("reproduce", "convex", "--experiment", "sparsity_path", "--preset", "smoke", "--out", folder)
+    return folder
+
+
+def test_the_path_keeps_the_planted_tokens(sparsity):
+    for seed in (1, 2):
+        part = json.loads((sparsity / f"seed{seed}/summary.json").read_text())
+        part = part["result"]
+        points = part["points"]
+        assert len(points) == 31 and points[0]["active tokens"] == 0
+        for k in (5, 10, 15):  # rho 0.316, 0.1, 0.0316
+            assert points[k]["exact"] == 1 and points[k]["active tokens"] == 4
+        for before, after in zip(points, points[1:], strict=False):
+            assert after["objective"] <= before["objective"] * (1 + 1e-6)
+            assert after["train loss"] <= before["train loss"] * (1 + 1e-3)
+            assert after["penalty"] >= before["penalty"] * (1 - 1e-3)
+        assert all(point["gap"] <= 1e-6 for point in points)
+        reads = part["reads"]
+        assert reads["warm, screened"] < reads["cold, screened"]
+
+
+def test_experiments_have_a_report(kk, sparsity, tmp_path):
+    folder = tmp_path / "vowels"
+    command = ["reproduce", "convex", "--experiment", "japanese_vowels", "--preset", "smoke"]
+    kk(*command, "--out", folder)
+    result = json.loads((folder / "result.json").read_text())
+    rows = result["tables"][0]["rows"]
+    assert [row[-1] for row in rows[1:]] == ["converged"] * 4
+    assert rows[-1][2]["value"] > 75  # at rho 0.3; one class in nine by chance
+    for run in (folder, sparsity):
+        claim = json.loads((run / "result.json").read_text())["claim"]
+        assert claim in Page(render([load(run)])).text

@@ -1,0 +1,13 @@
+#pragma once
+// The format of torch.save.
+#include <ATen/core/ivalue.h>
+
+#include <string>
+
+namespace kktorch {
+
+/// The bytes of torch.save(value), which torch.load(weights_only=True) reads. Not
+/// torch::pickle_save: its type tags need torch.load(weights_only=False).
+std::string torch_save_bytes(const c10::IValue& value);
+
+}  // namespace kktorch

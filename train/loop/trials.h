@@ -1,0 +1,13 @@
+#pragma once
+// Independent jobs on all CPU threads.
+#include <cstdint>
+#include <functional>
+
+namespace kktorch {
+
+/// Calls job(0) ... job(count - 1), in any order, on as many threads as LibTorch uses. Inside a job
+/// LibTorch computes with one thread, however many workers there are: results do not depend on
+/// their number. After an exception no further job starts, and the first one is thrown again.
+void run_trials(int64_t count, const std::function<void(int64_t)>& job);
+
+}  // namespace kktorch

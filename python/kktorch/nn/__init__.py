@@ -6,6 +6,7 @@ written by either side loads in the other (``strict=True``). All of them work un
 """
 
 from kktorch.nn._attention_parameters import default_scales
+from kktorch.nn.att_svm_model import AttSvmGradient, AttSvmModel
 from kktorch.nn.attention_bnsh import AttentionBNSH
 from kktorch.nn.convex_attention import ConvexAttention, ConvexAttentionSeq, SoftmaxAttention
 from kktorch.nn.encoder import Encoder, EncoderOptions
@@ -18,6 +19,8 @@ from kktorch.nn.token_conv import TokenConv
 from kktorch.nn.token_norm import TokenNorm
 
 __all__ = [
+    "AttSvmGradient",
+    "AttSvmModel",
     "AttentionBNSH",
     "ConvexAttention",
     "ConvexAttentionSeq",

@@ -360,6 +360,14 @@ Tensor mhgd_jvp(const Tensor& X, const Tensor& Z, const Tensor& G, const Tensor&
   return op.call(X, Z, G, dW, dU);
 }
 
+int64_t mhgd_workspace_bytes(const Tensor& X, const Tensor& W, const Tensor& U,
+                             int64_t chunk_bytes) {
+  check_model("mhgd_workspace_bytes", X, W, U, chunk_bytes);
+  return AT_DISPATCH_FLOATING_TYPES(X.scalar_type(), "mhgd_workspace_bytes", [&] {
+    return detail::head_workspace_bytes<scalar_t>(problem_of(X, W, U, chunk_bytes));
+  });
+}
+
 TwoTensors detail::mhgd_logits_backward(const Tensor& r, const Tensor& X, const Tensor& W,
                                         const Tensor& U, int64_t chunk_bytes) {
   return backward_op().call(r, X, W, U, chunk_bytes);

@@ -40,6 +40,11 @@ std::tuple<at::Tensor, at::Tensor> mhgd_features(const at::Tensor& X, const at::
 at::Tensor mhgd_jvp(const at::Tensor& X, const at::Tensor& Z, const at::Tensor& G,
                     const at::Tensor& dW, const at::Tensor& dU);
 
+/// Bytes that mhgd_loss_grad allocates on the CPU besides its results and contiguous copies of its
+/// arguments.
+int64_t mhgd_workspace_bytes(const at::Tensor& X, const at::Tensor& W, const at::Tensor& U,
+                             int64_t chunk_bytes = kDefaultChunkBytes);
+
 namespace detail {
 
 /// sum_i r_i grad Phi_i in W and U.

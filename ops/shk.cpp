@@ -394,6 +394,14 @@ ThreeTensors shk_features(const Tensor& X, const Tensor& q, const Tensor& W, con
   return op.call(X, q, W, U, act);
 }
 
+int64_t shk_workspace_bytes(const Tensor& X, const Tensor& q, const Tensor& W, const Tensor& U,
+                            int64_t chunk_bytes) {
+  check_heads("shk_workspace_bytes", X, q, W, U, "tanh");
+  return AT_DISPATCH_FLOATING_TYPES(X.scalar_type(), "shk_workspace_bytes", [&] {
+    return detail::head_workspace_bytes<scalar_t>(problem_of(X, q, W, U, chunk_bytes));
+  });
+}
+
 ThreeTensors detail::shk_output_backward(const Tensor& r, const Tensor& X, const Tensor& q,
                                          const Tensor& W, const Tensor& U, const Tensor& c,
                                          std::string_view act, int64_t chunk_bytes) {

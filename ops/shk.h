@@ -44,6 +44,11 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> shk_features(const at::Tensor& X,
                                                             const at::Tensor& U,
                                                             std::string_view act = "tanh");
 
+/// Bytes that shk_loss_grad allocates on the CPU besides its results and contiguous copies of its
+/// arguments.
+int64_t shk_workspace_bytes(const at::Tensor& X, const at::Tensor& q, const at::Tensor& W,
+                            const at::Tensor& U, int64_t chunk_bytes = kDefaultChunkBytes);
+
 namespace detail {
 
 /// sum_j r_j grad f_j in W, U and c.

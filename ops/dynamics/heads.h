@@ -52,6 +52,22 @@ HeadChunks head_chunks(const HeadProblem& p, int64_t lanes) {
   return {numbers, std::clamp<int64_t>(fitting, 1, std::max<int64_t>(1, p.samples()))};
 }
 
+/// What a pass with gradients allocates besides its results: packed parameters and gradients, the
+/// buffers of a chunk, and the scratch memory of every thread.
+template <typename A>
+int64_t head_workspace_bytes(const HeadProblem& p) {
+  const auto& kernels = csrc::head_kernels<A>();
+  const int64_t blocks = (p.heads() + kernels.lanes - 1) / kernels.lanes;
+  const int64_t heads = blocks * kernels.lanes, Q = p.num_queries(), d = p.width();
+  const auto chunks = head_chunks<A>(p, kernels.lanes);
+  const csrc::HeadSamples<A> samples{nullptr, nullptr, p.tokens.size(1), Q, d};
+  const int64_t threads = std::min<int64_t>(at::get_num_threads(), blocks);
+  const int64_t numbers = 2 * heads * d * (d + Q) + chunks.samples * chunks.sample_numbers +
+                          threads * kernels.scratch_size(samples);
+  return numbers * static_cast<int64_t>(sizeof(A)) +
+         (blocks + 1) * chunks.samples * static_cast<int64_t>(sizeof(double));
+}
+
 template <typename A>
 class HeadPasses {
  public:

@@ -7,6 +7,7 @@
 #include <filesystem>
 
 #include "ops/shk.h"
+#include "tests/cpp/allocations.h"
 #include "train/common/error.h"
 #include "train/dynamics/ar_data.h"
 #include "train/dynamics/descent.h"
@@ -429,6 +430,31 @@ TEST(Shallow, RefusesWrongInputs) {
   EXPECT_REFUSED(shallow::activation_bounds("identity"), "but got identity");
 }
 
+/// n samples, m heads: what is allocated besides results, and what was predicted.
+void expect_workspace(int64_t n, int64_t m, int64_t chunk_bytes) {
+  const SingleThreaded single_threaded;
+  const auto data = shallow::clipped_normal(n, 16, 8, generator_of(1, "train"));
+  const auto phi = shallow::symmetric_init(m, 8, 1);
+  const auto y = torch::zeros({n}, torch::kDouble);
+  const auto peak = test::peak_allocation(
+      [&] { shk_loss_grad(data.X, data.q, y, phi.W, phi.U, phi.c, "tanh", chunk_bytes); });
+  const int64_t results = (phi.W.numel() + phi.U.numel() + phi.c.numel() + n) * 8;
+  const auto predicted = shk_workspace_bytes(data.X, data.q, phi.W, phi.U, chunk_bytes);
+  EXPECT_NEAR(static_cast<double>(peak - results), static_cast<double>(predicted),
+              0.25 * static_cast<double>(predicted));
+}
+
+TEST(Shallow, WorkspaceIsWhatIsAllocated) {
+  for (const int64_t chunk_bytes : {int64_t{1}, int64_t{100000}, kDefaultChunkBytes})
+    expect_workspace(300, 50, chunk_bytes);
+}
+
+TEST(Shallow, ManySamplesTakeBoundedMemory) {
+  expect_workspace(50000, 16, int64_t{1} << 20);
+  const auto X = torch::empty({50000, 16, 8}), W = torch::empty({64, 8, 8});
+  EXPECT_LT(shk_workspace_bytes(X, X.select(1, 15), W, W.select(1, 0)), int64_t{8} << 20);
+}
+
 TEST(ArData, HasItsCorrelationVarianceAndOracle) {
   const ArOptions options{.lag = 4};
   const int64_t n = 20000;
@@ -449,6 +475,12 @@ TEST(ArData, HasItsCorrelationVarianceAndOracle) {
   EXPECT_TRUE(torch::equal(data.q, data.X.select(1, 4)));
   const auto other = ar_data(10, options, generator_of(1, "validation"));
   EXPECT_FALSE(torch::equal(other.y, data.y));
+
+  const ArOptions sliding{.lag = 3, .sliding = true};
+  const auto windows = ar_series(50, sliding, generator_of(1, "train"));
+  EXPECT_EQ(windows.sizes(), (std::vector<int64_t>{50, 5}));
+  EXPECT_TRUE(
+      torch::equal(windows.slice(0, 1).slice(1, 0, 4), windows.slice(0, 0, 49).slice(1, 1)));
 
   EXPECT_REFUSED(ar_series(3, {.lag = 0}, generator_of(1, "")), "expected lag, n >= 1");
   EXPECT_REFUSED(ar_series(3, {.lag = 1, .alpha = 1}, generator_of(1, "")), "|alpha| < 1");

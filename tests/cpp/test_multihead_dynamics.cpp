@@ -6,10 +6,12 @@
 #include <cmath>
 
 #include "ops/mhgd.h"
+#include "tests/cpp/allocations.h"
 #include "train/common/error.h"
 #include "train/dynamics/margin.h"
 #include "train/dynamics/multihead.h"
 #include "train/loop/seed_stream.h"
+#include "train/loop/trials.h"
 
 namespace kktorch::dynamics::multihead {
 namespace {
@@ -277,6 +279,29 @@ TEST(Multihead, MetricsAndTheHeadCondition) {
   EXPECT_GT(head_condition(far, start, 1).needed, 1e12);
   EXPECT_TRUE(std::isnan(head_similarity(start.W, start.W)));
   EXPECT_NEAR(head_similarity(start.W + 1, start.W), 1, 1e-12);
+}
+
+void expect_workspace(int64_t n, int64_t H, int64_t chunk_bytes) {
+  const SingleThreaded single_threaded;
+  const auto data = mixture(n, small(), 1, "train");
+  const auto theta = symmetric_init(H, 10, 10, 1);
+  const auto peak =
+      test::peak_allocation([&] { mhgd_loss_grad(data.X, data.y, theta.W, theta.U, chunk_bytes); });
+  const int64_t results = (theta.W.numel() + theta.U.numel() + n) * 8;
+  const auto predicted = mhgd_workspace_bytes(data.X, theta.W, theta.U, chunk_bytes);
+  EXPECT_NEAR(static_cast<double>(peak - results), static_cast<double>(predicted),
+              0.25 * static_cast<double>(predicted));
+}
+
+TEST(Multihead, WorkspaceIsWhatIsAllocated) {
+  for (const int64_t chunk_bytes : {int64_t{1}, int64_t{400000}, kDefaultChunkBytes})
+    expect_workspace(60, 20, chunk_bytes);
+}
+
+TEST(Multihead, ManyHeadsTakeBoundedMemory) {
+  expect_workspace(4, 10000, int64_t{16} << 20);
+  const auto X = torch::empty({50000, 10, 10}), W = torch::empty({10000, 10, 10});
+  EXPECT_LT(mhgd_workspace_bytes(X, W, W), kDefaultChunkBytes + (int64_t{64} << 20));
 }
 
 TEST(Multihead, RefusesWrongInputs) {

@@ -10,7 +10,12 @@ from kktorch.report.__main__ import main
 from test_report import Page
 
 EXPERIMENTS = ["uea", "digits", "listops", "controls", "redundancy", "retrieval", "svr"]
-DOCUMENTS = {"primal-dual": "docs/primal_dual.md", "convex": "docs/convex_attention.md"}
+DOCUMENTS = {
+    "primal-dual": "docs/primal_dual.md",
+    "convex": "docs/convex_attention.md",
+    "shallow": "docs/training_dynamics.md",
+    "multihead": "docs/training_dynamics.md",
+}
 
 
 @pytest.fixture(scope="module", params=EXPERIMENTS)
@@ -25,16 +30,54 @@ def read_json(path):
     return json.loads(path.read_text())
 
 
-def test_list_names_every_experiment_with_its_times(kk, root):
+@pytest.mark.parametrize("paper", DOCUMENTS)
+def test_list_names_every_experiment_with_its_times(kk, root, paper):
     header, _, *rows = kk("reproduce", "--list").stdout.splitlines()
     assert header.split() == ["paper", "experiment", "title", "smoke", "quick", "full"]
-    rows = [row for row in rows if row.startswith("primal-dual ")]
-    assert [row.split()[:2] for row in rows] == [["primal-dual", name] for name in EXPERIMENTS]
-    documented = (root / "docs/primal_dual.md").read_text()
+    rows = [row for row in rows if row.startswith(f"{paper} ")]
+    documented = (root / DOCUMENTS[paper]).read_text()
     written = [re.split(" {2,}", line.strip()) for line in documented.splitlines()]
-    assert all(re.split(" {2,}", row.strip()) in written for row in rows)
-    for name in EXPERIMENTS:
-        assert f"kktorch reproduce primal-dual --experiment {name}" in documented
+    assert rows and all(re.split(" {2,}", row.strip()) in written for row in rows)
+    assert f"kktorch reproduce {paper} --experiment" in documented
+
+
+def test_settings_can_be_changed_one_by_one(kk, tmp_path):
+    command = ["reproduce", "shallow", "--experiment", "e7", "--preset", "smoke", "--threads", 1]
+    changes = ["windows=sliding", "position=unit", "lags=[1,2,3,5]", "rho=3", "seeds=1"]
+    options = [word for change in changes for word in ("--set", change)]
+    kk(*command, *options, "--out", tmp_path / "run")
+    settings = read_json(tmp_path / "run/result.json")["settings"]
+    assert settings["windows"] == "sliding" and settings["position"] == "unit"
+    assert settings["lags"] == [1, 2, 3, 5] and settings["rho"] == 3 and settings["seeds"] == 1
+    kk(*command, *options, "--out", tmp_path / "run", "--resume")
+    refused = kk(*command, "--out", tmp_path / "run", "--resume", code=1).stderr
+    assert "windows" in refused or "settings" in refused
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ("lags", "--set: expected NAME=VALUE, but got lags"),
+        ("lag=3", "--set: expected the name of a setting, but got lag"),
+        ("lags=3", "--set: expected lags to be of the kind list of integers, but got 3"),
+        (
+            "lags=[1,0.5]",
+            "of the kind list of integers, but got [1,0.5]",
+        ),
+        ("m=many", "--set: expected m to be of the kind integer, but got many"),
+        ("position=learned", "--set: expected position to be raw or unit or none, but got learned"),
+    ],
+)
+def test_wrong_settings_are_refused(kk, tmp_path, change, message):
+    command = ["reproduce", "shallow", "--experiment", "e7", "--preset", "smoke"]
+    refused = kk(*command, "--set", change, "--out", tmp_path / "run", code=1).stderr
+    assert message in refused and not (tmp_path / "run").exists()
+
+
+def test_a_setting_without_choices_is_fixed(kk, tmp_path):
+    command = ["reproduce", "multihead", "--experiment", "e1", "--set", "start=onestep"]
+    refused = kk(*command, "--out", tmp_path / "run", code=1).stderr
+    assert "--set: expected a setting that can be changed, but start is always zero" in refused
 
 
 def test_run_folder_holds_configuration_claim_and_tables(finished):

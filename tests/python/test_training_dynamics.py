@@ -47,6 +47,49 @@ def test_smoke_run_holds_its_bounds_and_is_drawn(kk, tmp_path, paper, experiment
     assert len(page.plots) == sum(table["figure"] is not None for table in result["tables"])
 
 
+WRONG = [
+    ("shallow e3", "rho=1", "shallow: expected rho >= nu, but got 1 and 3"),
+    ("shallow e3", "m=[7,9,11]", "expected an even number of heads, but got"),
+    ("shallow e3", "steps=0", "expected steps, samples >= 1, but got 0"),
+    ("shallow e3", "n=0", "expected n, T, d >= 1, but got 0"),
+    ("shallow e3", "anchors=0", "expected n, T, d >= 1, but got 0"),
+    ("shallow e3", "seeds=0", "seeds: expected at least 1, but got 0"),
+    ("shallow e2", "m=[8,16,2000]", "expected m <= pool / 8, but got 2000 and 8192"),
+    ("shallow e7", "alpha=1", "expected |alpha| < 1, but got 1"),
+    ("shallow e7", "lags=[0,1,2]", "expected lag, n >= 1, but got 0"),
+    ("shallow e7", "extra_window=-1", "expected a window of"),
+    ("shallow e7", "rho=-1", "expected rho >= 0, but got -1"),
+    ("multihead e3", "d=9", "expected d >= M + 2, but got 9"),
+    ("multihead e3", "zeta=0.01", "expected 1 <= zeta T <= T - 1"),
+    ("multihead e3", "H=[0,1,2]", "expected H >= 1, but got 0"),
+    ("multihead e3", "step_size=0", "expected a finite step size > 0, but got 0"),
+    ("multihead e3", "n1=0", "expected n >= 1, but got 0"),
+    ("multihead e6", "H=[2,3,4]", "expected an even H"),
+]
+
+
+@pytest.mark.parametrize("experiment, change, message", WRONG)
+def test_wrong_settings_are_refused(kk, tmp_path, experiment, change, message):
+    words = command(*experiment.split(), tmp_path / "run", "--set", change)
+    refused = kk(*words, code=1).stderr
+    assert message in refused
+    assert not list(tmp_path.rglob("result.json"))
+
+
+@pytest.mark.parametrize(
+    "experiment, changes",
+    [
+        ("shallow e1", ["query=fixed"]),
+        ("shallow e7", ["windows=sliding", "position=none", "rho=3", "extra_window=2"]),
+        ("multihead e3", ["location=first", "basis=canonical", "noise_sigma=0.2"]),
+        ("multihead e2", ["margin_min=0.05"]),
+    ],
+)
+def test_other_data_and_balls(kk, tmp_path, experiment, changes):
+    options = [word for change in changes for word in ("--set", change)]
+    kk(*command(*experiment.split(), tmp_path / "run", *options))
+
+
 @pytest.mark.parametrize("paper", ["shallow", "multihead"])
 def test_rows_do_not_depend_on_the_number_of_workers(kk, tmp_path, paper):
     for threads in (1, 2):

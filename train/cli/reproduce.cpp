@@ -19,6 +19,8 @@ constexpr auto kFooter = R"(Examples:
   kktorch reproduce primal-dual --experiment svr
   kktorch reproduce primal-dual --experiment retrieval --preset full --resume
       continues after Ctrl-C; a finished experiment is read back
+  kktorch reproduce shallow --experiment e7 --set lags=[1,8,64] --set position=unit
+      settings are printed at the start of every run
 
 Every table says what it was measured on, and what it does not show.
 
@@ -65,6 +67,9 @@ Command add_reproduce(CLI::App& program) {
                   "run folder (default: runs/<paper>/<experiment>-<preset>)");
   app->add_option("--seed", args->run.seed, "the first seed")->capture_default_str();
   app->add_flag("--resume", args->run.resume, "continue, or read back, the run in the run folder");
+  app->add_option("--set", args->run.changes,
+                  "a setting other than the preset's, NAME=VALUE; may be repeated")
+      ->allow_extra_args(false);
   app->add_option("--invariants", args->run.invariants,
                   "what a violated bound does (training dynamics): off, warn or error")
       ->transform(CLI::CheckedTransformer(std::map<std::string, dynamics::InvariantMode>{

@@ -25,11 +25,13 @@ at::Tensor ar_series(int64_t n, const ArOptions& o, at::Generator generator) {
   if (o.lag < 1 || n < 1) fail("ar: expected lag, n >= 1, but got {} and {}", o.lag, n);
   if (T < o.lag + 1 && !o.allow_short_window)
     fail("ar: expected a window of {} tokens or more for lag {}, but got {}", o.lag + 1, o.lag, T);
-  auto series = torch::randn({n, std::max(T + 1, o.lag)}, generator, torch::kDouble);
+  const int64_t count = o.sliding ? 1 : n, steps = o.sliding ? n + T : T + 1;
+  auto series = torch::randn({count, std::max(steps, o.lag)}, generator, torch::kDouble);
   series *= std::sqrt(o.variance);
   series.narrow(1, 0, o.lag) /= std::sqrt(1 - o.alpha * o.alpha);
-  for (int64_t t = o.lag; t <= T; ++t) series.select(1, t) += o.alpha * series.select(1, t - o.lag);
-  return series.narrow(1, 0, T + 1);
+  for (int64_t t = o.lag; t < steps; ++t)
+    series.select(1, t) += o.alpha * series.select(1, t - o.lag);
+  return o.sliding ? series[0].narrow(0, 0, steps).unfold(0, T + 1, 1) : series.narrow(1, 0, steps);
 }
 
 shallow::Data ar_data(int64_t n, const ArOptions& o, at::Generator generator) {

@@ -25,10 +25,10 @@ Descent::Descent(std::vector<Block> blocks, Objective objective, DescentOptions 
       options_(std::move(options)),
       projected_(blocks_.size()) {
   const auto& o = options_;
-  if (!(o.step_size > 0) || !std::isfinite(o.step_size))
-    fail("descent: expected a finite step size > 0, but got {}", o.step_size);
   if (o.steps < 1 || o.samples < 1)
     fail("descent: expected steps, samples >= 1, but got {} and {}", o.steps, o.samples);
+  if (!(o.step_size > 0) || !std::isfinite(o.step_size))
+    fail("descent: expected a finite step size > 0, but got {}", o.step_size);
   if (o.batch < 0 || o.evaluate_every < 1)
     fail("descent: expected batch >= 0 and evaluate_every >= 1, but got {} and {}", o.batch,
          o.evaluate_every);

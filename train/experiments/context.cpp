@@ -3,6 +3,7 @@
 #include <chrono>
 #include <cmath>
 
+#include "train/common/error.h"
 #include "train/common/files.h"
 #include "train/loop/interrupt.h"
 #include "train/loop/trainer.h"
@@ -44,7 +45,9 @@ void stop_if_interrupted() {
 }
 
 std::vector<uint64_t> Context::seeds() const {
-  std::vector<uint64_t> seeds(settings_.at("seeds").get<size_t>());
+  const auto count = settings_.at("seeds").get<int64_t>();
+  if (count < 1) fail("seeds: expected at least 1, but got {}", count);
+  std::vector<uint64_t> seeds(static_cast<size_t>(count));
   for (size_t i = 0; i < seeds.size(); ++i) seeds[i] = first_seed_ + i;
   return seeds;
 }

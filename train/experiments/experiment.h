@@ -1,6 +1,7 @@
 #pragma once
 // An experiment of a paper: what it claims, what it needs, and how it is run.
 #include <functional>
+#include <map>
 #include <nlohmann/json.hpp>
 #include <string>
 #include <utility>
@@ -40,9 +41,12 @@ struct Experiment {
   std::string limits;              ///< what the result does not show
   std::vector<std::string> times;  ///< of the presets, on two cores
 
-  /// Everything that the result depends on besides the first seed: a flat object of numbers and
-  /// lists, with the number of "seeds" among them. Printed, stored, and handed to `run`.
+  /// Everything that the result depends on besides the first seed: a flat object of numbers, lists
+  /// and texts, with the number of "seeds" among them. Printed, stored, and handed to `run`.
   std::function<nlohmann::ordered_json(Preset)> settings;
+
+  /// The values that a text among the settings can have. A text without choices is fixed.
+  std::map<std::string, std::vector<std::string>> choices = {};
 
   /// @throws DivergedError if a value is not finite.
   std::function<Findings(Context&)> run;

@@ -1,7 +1,9 @@
 #include "train/experiments/reproduction.h"
 
 #include <ATen/Parallel.h>
+#include <fmt/ranges.h>
 
+#include <algorithm>
 #include <cstdio>
 
 #include "ops/info.h"
@@ -18,6 +20,52 @@ namespace {
 namespace fs = std::filesystem;
 using nlohmann::ordered_json;
 
+/// What a setting is, in errors.
+std::string kind_of(const ordered_json& value) {
+  if (value.is_array()) return value.empty() ? "list" : "list of " + kind_of(value.front()) + 's';
+  if (value.is_number_integer()) return "integer";
+  return value.is_number() ? "number" : value.type_name();
+}
+
+bool is_of_kind(const ordered_json& value, const ordered_json& like) {
+  if (value.is_array() && like.is_array())
+    return !value.empty() && std::all_of(value.begin(), value.end(), [&](const auto& entry) {
+      return is_of_kind(entry, like.front());
+    });
+  return like.is_number_float() ? value.is_number() : kind_of(value) == kind_of(like);
+}
+
+/// Replaces a setting, NAME=VALUE, by a value of its kind.
+void change_setting(const Experiment& experiment, ordered_json& settings,
+                    const std::string& change) {
+  const auto sign = change.find('=');
+  if (sign == std::string::npos) fail("--set: expected NAME=VALUE, but got {}", change);
+  const auto name = change.substr(0, sign), text = change.substr(sign + 1);
+  const auto setting = settings.find(name);
+  if (setting == settings.end()) fail("--set: expected the name of a setting, but got {}", name);
+  if (setting->is_string()) {
+    const auto choices = experiment.choices.find(name);
+    if (choices == experiment.choices.end())
+      fail("--set: expected a setting that can be changed, but {} is always {}", name,
+           setting->get<std::string>());
+    if (!std::ranges::count(choices->second, text))
+      fail("--set: expected {} to be {}, but got {}", name, fmt::join(choices->second, " or "),
+           text);
+    *setting = text;
+    return;
+  }
+  const auto value = ordered_json::parse(text, nullptr, /*allow_exceptions=*/false);
+  if (value.is_discarded() || !is_of_kind(value, *setting))
+    fail("--set: expected {} to be of the kind {}, but got {}", name, kind_of(*setting), text);
+  *setting = value;
+}
+
+ordered_json settings_of(const Experiment& experiment, const ReproductionOptions& options) {
+  auto settings = experiment.settings(options.preset);
+  for (const auto& change : options.changes) change_setting(experiment, settings, change);
+  return settings;
+}
+
 ordered_json config_of(const Experiment& experiment, const ReproductionOptions& options) {
   return {{"kktorch", build_info().version},
           {"experiment",
@@ -25,7 +73,7 @@ ordered_json config_of(const Experiment& experiment, const ReproductionOptions& 
             {"name", experiment.name},
             {"preset", kPresetNames[static_cast<int>(options.preset)]},
             {"first_seed", options.seed}}},
-          {"settings", experiment.settings(options.preset)}};
+          {"settings", settings_of(experiment, options)}};
 }
 
 void prepare_folder(const ReproductionOptions& options, const ordered_json& config) {

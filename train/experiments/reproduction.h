@@ -5,6 +5,8 @@
 #include <filesystem>
 #include <nlohmann/json.hpp>
 #include <optional>
+#include <string>
+#include <vector>
 
 #include "train/dynamics/invariants.h"
 #include "train/experiments/experiment.h"
@@ -15,6 +17,7 @@ struct ReproductionOptions {
   Preset preset = Preset::kQuick;
   uint64_t seed = 1;  ///< the first one
   std::filesystem::path folder;
+  std::vector<std::string> changes = {};  ///< of settings of the preset: "NAME=VALUE"
   dynamics::InvariantMode invariants = dynamics::InvariantMode::kWarn;
   bool resume = false;  ///< continue, or read back, what the folder holds
 };

@@ -58,6 +58,8 @@ std::vector<std::vector<double>> Sweep::values(const std::string& key) const {
   return numbers;
 }
 
+std::vector<double> numbers(const json& list) { return list.get<std::vector<double>>(); }
+
 Sweep run_sweep(
     Context& context, const std::string& variable, const std::vector<double>& x,
     const std::function<json(double, uint64_t, const std::filesystem::path&)>& compute) {

@@ -21,6 +21,9 @@ struct Sweep {
   std::vector<std::vector<double>> values(const std::string& key) const;
 };
 
+/// A list among the settings.
+std::vector<double> numbers(const nlohmann::json& list);
+
 /// Parts "<variable><x>-seed<seed>" for all x and all seeds, spread over the CPU threads.
 /// @param compute  returns a flat object of finite numbers; called with the folder of its part.
 Sweep run_sweep(Context& context, const std::string& variable, const std::vector<double>& x,

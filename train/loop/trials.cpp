@@ -1,7 +1,5 @@
 #include "train/loop/trials.h"
 
-#include <ATen/Parallel.h>
-
 #include <algorithm>
 #include <atomic>
 #include <exception>
@@ -10,21 +8,6 @@
 #include <vector>
 
 namespace kktorch {
-namespace {
-
-/// LibTorch with one thread, until the end of the scope.
-class SingleThreaded {
- public:
-  SingleThreaded() : threads_(at::get_num_threads()) { at::set_num_threads(1); }
-  ~SingleThreaded() { at::set_num_threads(threads_); }
-  SingleThreaded(const SingleThreaded&) = delete;
-  SingleThreaded& operator=(const SingleThreaded&) = delete;
-
- private:
-  int threads_;
-};
-
-}  // namespace
 
 void run_trials(int64_t count, const std::function<void(int64_t)>& job) {
   const auto workers = std::min<int64_t>(count, at::get_num_threads());

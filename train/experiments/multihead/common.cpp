@@ -188,12 +188,39 @@ class Observer {
   bool begun_ = false;
 };
 
+/// Generalised local quasi-convexity between the start and the end: the largest loss at 11 points
+/// of the segment over the larger one of its ends. At most 16/15 where kappa D^2 <= 1/2.
+double quasi_convexity(const Training& t, const model::Params& end) {
+  double ends = 0, largest = 0;
+  for (int i = 0; i <= 10; ++i) {
+    const double s = 0.1 * i;
+    const auto phi = mhgd_logits(t.data.X, t.start.W.lerp(end.W, s), t.start.U.lerp(end.U, s));
+    const double loss = model::logistic_loss(phi, t.data.y);
+    largest = std::max(largest, loss);
+    if (i % 10 == 0) ends = std::max(ends, loss);
+  }
+  return largest / ends;
+}
+
 }  // namespace
 
 ordered_json mixture_settings(int64_t n, int64_t seeds) {
-  return {{"n", n},           {"T", 10},       {"zeta", 0.2},        {"M", 8},
-          {"d", 10},          {"S", 1.0},      {"noise_sigma", 0.0}, {"location", "random"},
-          {"step_size", 1.0}, {"seeds", seeds}};
+  return {{"n", n},
+          {"T", 10},
+          {"zeta", 0.2},
+          {"M", 8},
+          {"d", 10},
+          {"S", 1.0},
+          {"noise_sigma", 0.0},
+          {"flip_probability", 0.0},
+          {"location", "random"},
+          {"basis", "haar"},
+          {"step_size", 1.0},
+          {"seeds", seeds}};
+}
+
+std::map<std::string, std::vector<std::string>> mixture_choices() {
+  return {{"location", {"random", "first"}}, {"basis", {"haar", "canonical"}}};
 }
 
 model::MixtureOptions mixture_options(const json& s) {
@@ -204,10 +231,11 @@ model::MixtureOptions mixture_options(const json& s) {
   options.zeta = s.at("zeta");
   options.S = s.at("S");
   options.noise_sigma = s.at("noise_sigma");
+  options.flip_probability = s.at("flip_probability");
+  options.random_location = s.at("location") == "random";
+  options.canonical_basis = s.at("basis") == "canonical";
   return options;
 }
-
-std::vector<double> numbers(const json& list) { return list.get<std::vector<double>>(); }
 
 int64_t test_size(const json& settings, int64_t n) {
   return settings.contains("n_test") ? settings.at("n_test").get<int64_t>()
@@ -231,6 +259,8 @@ Trained train(const Training& t, const Context& context, const std::filesystem::
                   {"violations", observer.violations()},
                   {"increases", observer.loss_increases()},
                   {"R", t.data.R},
+                  {"workspace_bytes", mhgd_workspace_bytes(t.data.X, t.start.W, t.start.U)},
+                  {"quasi_convexity", quasi_convexity(t, model::params_of(run.parameters()))},
                   {"min_loss", run.running_min()}};
   for (const auto& [name, value] : observer.last_row().items())
     if (value.is_number() && name != "step" && name != "wall_s" && name != "min_loss" &&
@@ -265,15 +295,18 @@ std::vector<ResultTable> sweep_heads(Context& context, const std::string& label,
                                      {"dist", "||theta - theta_0||", ""},
                                      {"kappa", "kappa", "-1/2 at fixed ||theta||"}}))
       tables.push_back(std::move(table));
-    tables.push_back(mean_table(sweep, label + ", " + rule + ": errors and bounds", "heads H",
-                                {{"train_err", "training error"},
-                                 {"test_err", "test error"},
-                                 {"grad_over_loss", "||grad L|| / L"},
-                                 {"beta1", "its bound beta_1"},
-                                 {"linearisation_sup", "sup |Phi - Phi_lin|"},
-                                 {"violations", "violated invariants"},
-                                 {"increases", "steps that raised the loss"},
-                                 {"diverged", "diverged"}}));
+    tables.push_back(
+        mean_table(sweep, label + ", " + rule + ": errors and bounds", "heads H",
+                   {{"train_err", "training error"},
+                    {"test_err", "test error"},
+                    {"grad_over_loss", "||grad L|| / L"},
+                    {"beta1", "its bound beta_1"},
+                    {"linearisation_sup", "sup |Phi - Phi_lin|"},
+                    {"quasi_convexity", "largest loss from start to end, over the ends"},
+                    {"workspace_bytes", "workspace of a gradient [bytes]"},
+                    {"violations", "violated invariants"},
+                    {"increases", "steps that raised the loss"},
+                    {"diverged", "diverged"}}));
   }
   return tables;
 }

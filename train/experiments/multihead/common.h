@@ -3,6 +3,7 @@
 // and trained runs.
 #include <filesystem>
 #include <functional>
+#include <map>
 #include <nlohmann/json.hpp>
 #include <string>
 #include <vector>
@@ -17,9 +18,9 @@ namespace model = dynamics::multihead;
 
 /// Settings of E4 to E8: the noiseless mixture with T = 10, zeta = 0.2, M = 8, d = 10, S = 1.
 nlohmann::ordered_json mixture_settings(int64_t n, int64_t seeds);
+/// Of the texts among them.
+std::map<std::string, std::vector<std::string>> mixture_choices();
 model::MixtureOptions mixture_options(const nlohmann::json& settings);
-
-std::vector<double> numbers(const nlohmann::json& list);
 
 /// Samples that losses of the population are estimated on: max(3000, 10 n), fewer in preset smoke.
 int64_t test_size(const nlohmann::json& settings, int64_t n);

@@ -51,8 +51,9 @@ Experiment e1() {
           .limits =
               "that more (or fewer) heads optimise faster as in the paper: the direction of "
               "its figure is not confirmed. T, d, zeta, M and the list of heads are ours.",
-          .times = {"1 s", "1 min", "30 min"},
+          .times = {"1 s", "45 s", "1 h"},
           .settings = settings,
+          .choices = mixture_choices(),
           .run = run};
 }
 

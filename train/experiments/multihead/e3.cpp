@@ -75,8 +75,9 @@ Experiment e3() {
           .limits =
               "that the condition on the number of heads holds: its constants cannot be met "
               "at any feasible size. The normalisation of the step is ours.",
-          .times = {"1 s", "1 min", "1 h"},
+          .times = {"1 s", "15 s", "30 min"},
           .settings = settings,
+          .choices = mixture_choices(),
           .run = run};
 }
 

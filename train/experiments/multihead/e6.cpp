@@ -63,8 +63,9 @@ Experiment e6() {
               "From a random start, after a fixed number of steps, the model differs from its "
               "linearisation (at the same parameters) by at most order H^(-1/2).",
           .limits = "the distance of the run from a linear twin, which is another quantity.",
-          .times = {"1 s", "20 s", "30 min"},
+          .times = {"1 s", "5 s", "5 min"},
           .settings = settings,
+          .choices = mixture_choices(),
           .run = run};
 }
 

@@ -140,8 +140,9 @@ Experiment e7() {
           .limits =
               "the margin S sqrt(T/2) of saturated attention, which is not reached in this "
               "regime.",
-          .times = {"1 s", "20 s", "10 min"},
+          .times = {"1 s", "5 s", "3 min"},
           .settings = settings,
+          .choices = mixture_choices(),
           .run = run};
 }
 

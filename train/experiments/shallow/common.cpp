@@ -212,20 +212,29 @@ double twin_distance(const Training& t, const DescentOptions& options, const at:
 }  // namespace
 
 ordered_json base_settings(int64_t n, int64_t seeds) {
-  return {{"n", n},  {"T", 16},      {"d", 8},       {"activation", "tanh"}, {"rho", 3},
-          {"nu", 3}, {"anchors", 8}, {"pool", 8192}, {"delta", 0.05},        {"seeds", seeds}};
+  return {{"n", n},       {"T", 16},       {"d", 8},          {"activation", "tanh"},
+          {"rho", 3.0},   {"nu", 3.0},     {"query", "last"}, {"anchors", 8},
+          {"pool", 8192}, {"delta", 0.05}, {"seeds", seeds}};
 }
 
-std::vector<double> numbers(const json& list) { return list.get<std::vector<double>>(); }
+std::map<std::string, std::vector<std::string>> base_choices() {
+  return {{"query", {"last", "fixed"}}};
+}
 
 Problem problem_of(const json& s, uint64_t seed) {
   const int64_t T = s.at("T"), d = s.at("d");
   const double rho = s.at("rho"), nu = s.at("nu");
   if (rho < nu) fail("shallow: expected rho >= nu, but got {} and {}", rho, nu);
-  const auto anchors = model::clipped_normal(s.at("anchors"), T, d, generator_of(seed, "anchors"));
-  Problem problem{{rho, rho, rho},
-                  model::Teacher(anchors, {nu, nu, nu}, s.at("pool"), seed),
-                  model::clipped_normal(s.at("n"), T, d, generator_of(seed, "train"))};
+  const auto query = torch::randn({d}, generator_of(seed, "query"), torch::kDouble);
+  const auto draw = [&](int64_t n, const char* purpose) {
+    auto data = model::clipped_normal(n, T, d, generator_of(seed, purpose));
+    if (s.at("query") == "fixed") data.q = (query / query.norm()).expand({n, d}).contiguous();
+    return data;
+  };
+  Problem problem{
+      {rho, rho, rho},
+      model::Teacher(draw(s.at("anchors"), "anchors"), {nu, nu, nu}, s.at("pool"), seed),
+      draw(s.at("n"), "train")};
   problem.data.y = problem.teacher.labels(problem.data);
   model::check_data(problem.data);
   return problem;
@@ -250,11 +259,14 @@ json train(const Training& t, const Context& context, const std::filesystem::pat
   });
   std::filesystem::remove(folder / "descent.pt");
   const double variance = observer.label_variance();
-  json summary = {
-      {"diverged", run.diverged() ? 1 : 0}, {"violations", observer.violations()},
-      {"min_loss", run.running_min()},      {"min_loss_over_var", run.running_min() / variance},
-      {"step_of_min", run.step_of_min()},   {"variance", variance},
-      {"path_length", run.path_length()}};
+  json summary = {{"diverged", run.diverged() ? 1 : 0},
+                  {"violations", observer.violations()},
+                  {"min_loss", run.running_min()},
+                  {"min_loss_over_var", run.running_min() / variance},
+                  {"step_of_min", run.step_of_min()},
+                  {"variance", variance},
+                  {"path_length", run.path_length()},
+                  {"workspace_bytes", shk_workspace_bytes(t.data.X, t.data.q, t.phi0.W, t.phi0.U)}};
   const auto& k = observer.constants();
   summary.update(
       {{"B_U", k.B_U}, {"L1", k.L1}, {"L2", k.L2}, {"B_lin", k.B_lin}, {"B_app", k.B_app}});

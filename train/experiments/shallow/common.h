@@ -1,7 +1,9 @@
 #pragma once
 // What the experiments on shallow transformers share: data, teacher and trained runs.
 #include <filesystem>
+#include <map>
 #include <nlohmann/json.hpp>
+#include <string>
 #include <vector>
 
 #include "train/dynamics/shallow.h"
@@ -14,8 +16,8 @@ namespace model = dynamics::shallow;
 
 /// Settings of E1 to E6: inputs, balls, teacher; n samples, a number of trials.
 nlohmann::ordered_json base_settings(int64_t n, int64_t seeds);
-
-std::vector<double> numbers(const nlohmann::json& list);
+/// Of the texts among them.
+std::map<std::string, std::vector<std::string>> base_choices();
 
 /// Labelled data of one trial, and the teacher that labelled them.
 struct Problem {

@@ -80,6 +80,7 @@ Experiment e1() {
               "typical behaviour.",
           .times = {"1 s", "20 s", "30 min"},
           .settings = settings,
+          .choices = base_choices(),
           .run = run};
 }
 

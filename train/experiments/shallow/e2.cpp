@@ -64,6 +64,7 @@ Experiment e2() {
               "||phi_w|| <= s1 ||U|| holds. The number of anchors is ours.",
           .times = {"1 s", "20 s", "10 min"},
           .settings = settings,
+          .choices = base_choices(),
           .run = run};
 }
 

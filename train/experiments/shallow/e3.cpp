@@ -14,7 +14,6 @@ ordered_json settings(Preset preset) {
   s["m"] = by_preset<std::vector<int>>(preset, {8, 16, 32}, {8, 16, 32, 64, 128},
                                        {8, 16, 32, 64, 128, 256});
   s["steps"] = by_preset(preset, 64, 4000, 4000);
-  s["step_size"] = "1/sqrt(steps)";
   return s;
 }
 
@@ -43,6 +42,7 @@ std::vector<ResultTable> run(Context& context) {
   tables.push_back(mean_table(sweep, "Runs", "heads m",
                               {{"step_of_min", "step of the smallest loss"},
                                {"path_length", "path length"},
+                               {"workspace_bytes", "workspace of a gradient [bytes]"},
                                {"violations", "violated invariants"}}));
   return tables;
 }
@@ -59,8 +59,9 @@ Experiment e3() {
           .limits =
               "the theorem's rate: it bounds the loss from above, its constants are not "
               "known, and nothing is said about the exponent of the dimension.",
-          .times = {"2 s", "5 min", "days"},
+          .times = {"2 s", "2 min", "4 h"},
           .settings = settings,
+          .choices = base_choices(),
           .run = run};
 }
 

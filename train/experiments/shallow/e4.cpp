@@ -14,7 +14,6 @@ ordered_json settings(Preset preset) {
   s["m"] = by_preset(preset, 8, 64, 64);
   s["steps"] = by_preset<std::vector<int>>(preset, {16, 64, 256}, {64, 256, 1024, 4096},
                                            {64, 256, 1024, 4096});
-  s["step_size"] = "1/sqrt(steps)";
   return s;
 }
 
@@ -69,8 +68,9 @@ Experiment e4() {
           .limits =
               "the theorem's rate: it is a bound from above, faster decay does not "
               "contradict it.",
-          .times = {"1 s", "1 min", "days"},
+          .times = {"1 s", "30 s", "40 min"},
           .settings = settings,
+          .choices = base_choices(),
           .run = run};
 }
 

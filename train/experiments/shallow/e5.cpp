@@ -85,8 +85,9 @@ Experiment e5() {
           .limits =
               "anything about the paper's teacher: the number of anchors is ours, and the "
               "scale of the labels depends on it (see var(y)).",
-          .times = {"1 s", "1 min", "1 h"},
+          .times = {"1 s", "45 s", "30 min"},
           .settings = settings,
+          .choices = base_choices(),
           .run = run};
 }
 

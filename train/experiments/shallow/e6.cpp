@@ -18,7 +18,6 @@ ordered_json settings(Preset preset) {
                                        {4, 8, 16, 32, 64, 128, 256});
   s["m"] = by_preset(preset, 8, 32, 32);
   s["steps"] = by_preset(preset, 32, 1000, 1000);
-  s["step_size"] = "1/sqrt(steps)";
   return s;
 }
 
@@ -64,10 +63,13 @@ std::vector<ResultTable> run(Context& context) {
                     {"approximation_sup", "sup |f_lin - y|", "bounded, no T"},
                     {"variance", "var(y)", ""}},
                    "Anchors, teacher and data are drawn again for every length.");
-  for (auto& table : sweep_tables(sweep, "State of inference", "length T", "bytes",
-                                  {{"state_transformer", "transformer: its tokens", "1"},
-                                   {"state_recurrent", "recurrent network: its heads", "0"}},
-                                  "State while a sequence is read, not memory of training."))
+  for (auto& table :
+       sweep_tables(sweep, "State of inference, and memory of training", "length T", "bytes",
+                    {{"state_transformer", "transformer: its tokens", "1"},
+                     {"state_recurrent", "recurrent network: its heads", "0"},
+                     {"workspace_bytes", "workspace of a gradient", "", false}},
+                    "State while a sequence is read; the workspace is what training "
+                    "allocates besides parameters and data."))
     tables.push_back(std::move(table));
   return tables;
 }
@@ -85,8 +87,9 @@ Experiment e6() {
               "that nothing depends on T: the scale of the labels does, so losses of "
               "different T compare only over var(y), and irregularity at small T does not "
               "contradict a bound.",
-          .times = {"1 s", "1 min", "2 h"},
+          .times = {"1 s", "10 s", "40 min"},
           .settings = settings,
+          .choices = base_choices(),
           .run = run};
 }
 

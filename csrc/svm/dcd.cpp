@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <memory>
 #include <numeric>
 #include <random>
 
@@ -25,11 +26,16 @@ std::vector<int64_t> range(int64_t count) {
   return indices;
 }
 
-std::vector<double> row_squares(const std::vector<double>& rows, int64_t width) {
-  std::vector<double> squares(rows.size() / width);
-  for (size_t i = 0; i < squares.size(); ++i)
-    for (int64_t c = 0; c < width; ++c) squares[i] += rows[i * width + c] * rows[i * width + c];
+std::vector<double> row_squares(const double* rows, int64_t count, int64_t width) {
+  std::vector<double> squares(count);
+  for (int64_t i = 0; i < count; ++i)
+    squares[i] = dense_kernels<double>().dot(rows + i * width, rows + i * width, width);
   return squares;
+}
+
+/// Memory that its first writer touches first.
+std::unique_ptr<double[]> numbers(int64_t count) {
+  return std::make_unique_for_overwrite<double[]>(static_cast<size_t>(count));
 }
 
 /// Buffers of one descent, and the state that looks into them.
@@ -42,13 +48,16 @@ class Descent {
         nu_(problem.E),
         W_(problem.N),
         scratch_(2 * problem.rx),
-        counts_(problem.sets.Q) {
-    std::vector<double> unused;
-    problem.gather(problem.pairs.inequality, range(problem.M), a_, unused);
-    problem.gather(problem.pairs.equality, range(problem.E), e_, unused);
-    aa_ = row_squares(a_, problem.rx);
-    ee_ = row_squares(e_, problem.rx);
-    zz_ = row_squares({problem.sets.z, problem.sets.z + problem.sets.Q * problem.rz}, problem.rz);
+        counts_(problem.sets.Q),
+        a_(numbers(problem.M * problem.rx)),
+        e_(numbers(problem.E * problem.rx)),
+        step_(problem.M) {
+    const auto& pairs = problem.pairs;
+    pair_differences(problem.sets, pairs.anchor, pairs.inequality, a_.get());
+    pair_differences(problem.sets, pairs.anchor, pairs.equality, e_.get());
+    ee_ = row_squares(e_.get(), problem.E, problem.rx);
+    zz_ = row_squares(problem.sets.z, problem.sets.Q, problem.rz);
+    for (int64_t j = 0; j < problem.M; ++j) step_[j] = 1 / (problem.norms[j] * problem.norms[j]);
     active_ = range(problem.M);
     for (int64_t q = 0; q < problem.sets.Q; ++q)
       counts_[q] = problem.pairs.inequality.ptr[q + 1] - problem.pairs.inequality.ptr[q];
@@ -56,9 +65,9 @@ class Descent {
               .rx = problem.rx,
               .rz = problem.rz,
               .inner = settings.inner,
-              .a = a_.data(),
-              .aa = aa_.data(),
-              .e = e_.data(),
+              .a = a_.get(),
+              .step = step_.data(),
+              .e = e_.get(),
               .ee = ee_.data(),
               .z = problem.sets.z,
               .zz = zz_.data(),
@@ -127,8 +136,10 @@ class Descent {
 
   const Problem& problem_;
   std::mt19937_64 random_;
-  std::vector<double> a_, e_, aa_, ee_, zz_, lam_, nu_, W_, row_major_, scratch_;
+  std::vector<double> lam_, nu_, W_, row_major_, scratch_;
   std::vector<int64_t> active_, counts_, order_;
+  std::unique_ptr<double[]> a_, e_;
+  std::vector<double> step_, ee_, zz_;
   DcdState state_{};
 };
 

@@ -15,8 +15,8 @@ namespace kktorch::csrc {
 /// The state of one problem; W is held transposed, [rz, rx].
 struct DcdState {
   int64_t Q, rx, rz, inner;
-  const double *a, *aa;  ///< [M, rx], |a_j|^2
-  const double *e, *ee;  ///< equality pairs likewise
+  const double *a, *step;  ///< [M, rx], 1 / (|a_j|^2 |z_j|^2)
+  const double *e, *ee;    ///< equality pairs, and |e_j|^2
   const double *z, *zz;
   const int64_t *ptr, *equality_ptr;
   double *W, *lam, *nu;
@@ -26,7 +26,7 @@ struct DcdState {
   uint64_t random;  ///< state of the generator of the orders inside a block
   double bound;     ///< pairs at 0 with a gradient above rest
   double largest;   ///< projected gradient of the first sweeps
-  double *y, *du;   ///< [rx]
+  double *y, *du;   ///< [rx]; W z of the current query, and y before it changed or u
 };
 
 /// Kernels of one instruction-set tier, T = double.

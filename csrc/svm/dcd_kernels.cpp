@@ -51,18 +51,15 @@ void update(const DcdState& s, const double* z, const double* next) {
   }
 }
 
-/// y += d zz a, du += d a.
-inline void move(const DcdState& s, const double* a, double d, double zz) {
-  const double dy = d * zz;
-  int64_t c = 0;
-  for (; c + kLanes <= s.rx; c += kLanes) {
-    const Vector row = load(a + c);
-    store(s.y + c, load(s.y + c) + dy * row);
-    store(s.du + c, load(s.du + c) + d * row);
-  }
-  for (; c < s.rx; ++c) {
-    s.y[c] += dy * a[c];
-    s.du[c] += d * a[c];
+/// The rows of the first active pairs of q, which lie anywhere in memory, on their way to the
+/// cache.
+inline void prefetch(const DcdState& s, int64_t q) {
+  constexpr int64_t kPairs = 8, kNumbers = 64, kLine = 8;
+  const int64_t count = s.active_count[q] < kPairs ? s.active_count[q] : kPairs;
+  const int64_t width = s.rx < kNumbers ? s.rx : kNumbers;
+  for (int64_t i = 0; i < count; ++i) {
+    const double* a = s.a + s.active[s.ptr[q] + i] * s.rx;
+    for (int64_t c = 0; c < width; c += kLine) __builtin_prefetch(a + c);
   }
 }
 
@@ -72,7 +69,7 @@ bool equality_sweep(const DcdState& s, int64_t q) {
     if (s.ee[j] * s.zz[q] == 0) continue;
     const double d = -dot(s.e + j * s.rx, s.y, s.rx) / (s.ee[j] * s.zz[q]);
     s.nu[j] += d;
-    if (d != 0) move(s, s.e + j * s.rx, d, s.zz[q]), changed = true;
+    if (d != 0) axpy(d * s.zz[q], s.e + j * s.rx, s.y, s.rx), changed = true;
   }
   return changed;
 }
@@ -98,11 +95,11 @@ bool sweep(DcdState& s, int64_t q) {
       const double projected = s.lam[j] == 0 && g > 0 ? 0 : g;
       s.largest = projected > s.largest ? projected : s.largest;
     }
-    const double target = s.lam[j] - g / (s.aa[j] * s.zz[q]);
+    const double target = s.lam[j] - g * s.step[j];
     const double d = (target > 0 ? target : 0) - s.lam[j];
     if (d == 0) continue;
     s.lam[j] += d;
-    move(s, a, d, s.zz[q]);
+    axpy(d * s.zz[q], a, s.y, s.rx);
     changed = true;
   }
   return changed;
@@ -112,8 +109,10 @@ void epoch(DcdState& s) {
   const double* pending = nullptr;  // z of the query whose du is not yet in W
   for (int64_t i = 0; i < s.order_count; ++i) {
     const int64_t q = s.order[i];
+    if (i + 1 < s.order_count) prefetch(s, s.order[i + 1]);
     update(s, pending, s.z + q * s.rz);
-    for (int64_t c = 0; c < s.rx; ++c) s.du[c] = 0;
+    double* const before = s.du;
+    for (int64_t c = 0; c < s.rx; ++c) before[c] = s.y[c];
     bool changed = false;
     for (int64_t pass = 0; pass < s.inner; ++pass) {
       const bool equality = equality_sweep(s, q);
@@ -122,6 +121,9 @@ void epoch(DcdState& s) {
       if (!moved) break;
     }
     pending = changed ? s.z + q * s.rz : nullptr;
+    if (!changed) continue;
+    const double inverse = 1 / s.zz[q];  // y = W z + zz du
+    for (int64_t c = 0; c < s.rx; ++c) s.du[c] = (s.y[c] - before[c]) * inverse;
   }
   if (pending) update(s, pending, nullptr);
 }

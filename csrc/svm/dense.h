@@ -23,6 +23,8 @@ struct DenseKernels {
   T (*dot)(const T* a, const T* b, int64_t n);
   /// (a - b).y; differences first, so that equal tokens give exactly 0.
   T (*difference_dot)(const T* a, const T* b, const T* y, int64_t n);
+  /// |a - b|^2.
+  T (*difference_square)(const T* a, const T* b, int64_t n);
   /// y += s x.
   void (*axpy)(T s, const T* x, T* y, int64_t n);
   /// C[m, n] += alpha A[m, k] B[k, n]; C has contiguous rows at distance ldc. workspace:

@@ -84,6 +84,14 @@ double difference_dot(const double* a, const double* b, const double* y, int64_t
       [=](int64_t i) { return (a[i] - b[i]) * y[i]; });
 }
 
+double difference_square(const double* a, const double* b, int64_t n) {
+  const auto vector = [=](int64_t i) {
+    const Vector difference = load(a + i) - load(b + i);
+    return difference * difference;
+  };
+  return sum_of(n, vector, [=](int64_t i) { return (a[i] - b[i]) * (a[i] - b[i]); });
+}
+
 void axpy_kernel(double s, const double* x, double* y, int64_t n) { axpy(s, x, y, n); }
 
 /// a = c a - s b, b = s a + c b.
@@ -132,7 +140,7 @@ void jacobi(int64_t k, int64_t m, int64_t n, double* G, double* V, double* squar
 
 template <typename T>
 DenseKernels<T> dense_kernels() {
-  return {dot_kernel, difference_dot, axpy_kernel, gemm, jacobi};
+  return {dot_kernel, difference_dot, difference_square, axpy_kernel, gemm, jacobi};
 }
 template DenseKernels<double> dense_kernels();
 

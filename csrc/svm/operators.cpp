@@ -56,17 +56,26 @@ void pair_adjoint(const TokenSetsView<double>& sets, const std::vector<int64_t>&
 
 void pair_norms(const TokenSetsView<double>& sets, const std::vector<int64_t>& anchor,
                 const EntryList& list, double* norms) {
+  const auto& kernels = dense_kernels<double>();
   for_query_blocks(sets.Q, [&](int64_t first, int64_t last) {
     for (int64_t q = first; q < last; ++q) {
       if (list.ptr[q] == list.ptr[q + 1]) continue;
       const double zz = norm(sets.query(q), sets.dz);
+      for (int64_t j = list.ptr[q]; j < list.ptr[q + 1]; ++j)
+        norms[j] = zz * std::sqrt(kernels.difference_square(sets.token(anchor[q]),
+                                                            sets.token(list.entry[j]), sets.dx));
+    }
+  });
+}
+
+void pair_differences(const TokenSetsView<double>& sets, const std::vector<int64_t>& anchor,
+                      const EntryList& list, double* rows) {
+  for_query_blocks(sets.Q, [&](int64_t first, int64_t last) {
+    for (int64_t q = first; q < last; ++q)
       for (int64_t j = list.ptr[q]; j < list.ptr[q + 1]; ++j) {
         const double *a = sets.token(anchor[q]), *t = sets.token(list.entry[j]);
-        double sum = 0;
-        for (int64_t c = 0; c < sets.dx; ++c) sum += (a[c] - t[c]) * (a[c] - t[c]);
-        norms[j] = std::sqrt(sum) * zz;
+        for (int64_t c = 0; c < sets.dx; ++c) rows[j * sets.dx + c] = a[c] - t[c];
       }
-    }
   });
 }
 

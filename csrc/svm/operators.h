@@ -23,6 +23,10 @@ void pair_adjoint(const TokenSetsView<double>& sets, const std::vector<int64_t>&
 void pair_norms(const TokenSetsView<double>& sets, const std::vector<int64_t>& anchor,
                 const EntryList& list, double* norms);
 
+/// rows[list.size(), dx]: a_j of every pair of `list`.
+void pair_differences(const TokenSetsView<double>& sets, const std::vector<int64_t>& anchor,
+                      const EntryList& list, double* rows);
+
 /// G [count, count] of pairs given as rows a [count, dx] and z [count, dz].
 void pair_gram(const double* a, const double* z, int64_t count, int64_t dx, int64_t dz, double* G);
 

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <functional>
 #include <numeric>
 
 #include "csrc/svm/dense.h"
@@ -13,24 +14,20 @@ namespace {
 
 constexpr double kRankCutoff = 1e-12;
 
-/// Rows x_anchor - x_entry of all pairs of `list`.
-void append_differences(const TokenSetsView<double>& sets, const std::vector<int64_t>& anchor,
-                        const EntryList& list, std::vector<double>& rows) {
-  for (int64_t q = 0; q < sets.Q; ++q)
-    for (int64_t j = list.ptr[q]; j < list.ptr[q + 1]; ++j) {
-      const double *a = sets.token(anchor[q]), *t = sets.token(list.entry[j]);
-      for (int64_t c = 0; c < sets.dx; ++c) rows.push_back(a[c] - t[c]);
-    }
-}
+/// Rows whose span is wanted, made when they are needed.
+struct Rows {
+  int64_t count, width;
+  std::function<void(int64_t row, double* out)> copy;
+};
 
 /// Whether 2 width rows, evenly taken, already have full rank beyond doubt. Working without a
 /// reduction is never wrong, so a cheap test by Cholesky of the Gram matrix suffices.
-bool clearly_full(const double* rows, int64_t count, int64_t width) {
-  if (count < width) return false;
-  const int64_t taken = std::min(count, 2 * width);
+bool clearly_full(const Rows& rows) {
+  const int64_t width = rows.width;
+  if (rows.count < width) return false;
+  const int64_t taken = std::min(rows.count, 2 * width);
   std::vector<double> sample(taken * width), G(width * width);
-  for (int64_t i = 0; i < taken; ++i)
-    std::copy_n(rows + i * count / taken * width, width, sample.data() + i * width);
+  for (int64_t i = 0; i < taken; ++i) rows.copy(i * rows.count / taken, sample.data() + i * width);
   gemm(width, width, taken, 1, row_major(sample.data(), width).transposed(),
        row_major(sample.data(), width), G.data(), width);
   double largest = 0;
@@ -39,13 +36,27 @@ bool clearly_full(const double* rows, int64_t count, int64_t width) {
 }
 
 /// Basis [width, rank] of the rows' span; empty for the identity.
-std::vector<double> span_basis(const double* rows, int64_t count, int64_t width, int64_t* rank) {
-  *rank = width;
-  if (clearly_full(rows, count, width)) return {};
-  auto basis = row_span_basis(rows, count, width, kRankCutoff);
-  *rank = static_cast<int64_t>(basis.size()) / width;
-  if (*rank == width || *rank == 0) return *rank = width, std::vector<double>{};
+std::vector<double> span_basis(const Rows& rows, int64_t* rank) {
+  *rank = rows.width;
+  if (clearly_full(rows)) return {};
+  std::vector<double> all(rows.count * rows.width);
+  for (int64_t i = 0; i < rows.count; ++i) rows.copy(i, all.data() + i * rows.width);
+  auto basis = row_span_basis(all.data(), rows.count, rows.width, kRankCutoff);
+  *rank = static_cast<int64_t>(basis.size()) / rows.width;
+  if (*rank == rows.width || *rank == 0) return *rank = rows.width, std::vector<double>{};
   return basis;
+}
+
+/// The differences a_j of all pairs, equality pairs last.
+Rows difference_rows(const TokenSetsView<double>& sets, const Pairs& pairs) {
+  const int64_t M = pairs.inequality.size();
+  const auto copy = [&sets, &pairs, M](int64_t row, double* out) {
+    const auto& list = row < M ? pairs.inequality : pairs.equality;
+    const int64_t j = row < M ? row : row - M, q = list.query_of(j);
+    const double *a = sets.token(pairs.anchor[q]), *t = sets.token(list.entry[j]);
+    for (int64_t c = 0; c < sets.dx; ++c) out[c] = a[c] - t[c];
+  };
+  return {M + pairs.equality.size(), sets.dx, copy};
 }
 
 std::vector<double> multiply(const double* rows, int64_t count, int64_t width,
@@ -61,14 +72,9 @@ std::vector<double> multiply(const double* rows, int64_t count, int64_t width,
 ReducedSets::ReducedSets(const TokenSetsView<double>& sets, const Pairs& pairs, bool reduce)
     : original_(sets), view_(sets) {
   if (!reduce) return;
-  Bz_ = span_basis(sets.z, sets.Q, sets.dz, &view_.dz);
-  {
-    std::vector<double> rows;
-    rows.reserve((pairs.inequality.size() + pairs.equality.size()) * sets.dx);
-    append_differences(sets, pairs.anchor, pairs.inequality, rows);
-    append_differences(sets, pairs.anchor, pairs.equality, rows);
-    Bx_ = span_basis(rows.data(), static_cast<int64_t>(rows.size()) / sets.dx, sets.dx, &view_.dx);
-  }
+  const auto query = [&](int64_t q, double* out) { std::copy_n(sets.query(q), sets.dz, out); };
+  Bz_ = span_basis({sets.Q, sets.dz, query}, &view_.dz);
+  Bx_ = span_basis(difference_rows(sets, pairs), &view_.dx);
   if (!Bx_.empty()) {
     x_ = multiply(sets.x, sets.N, sets.dx, Bx_, view_.dx);
     view_.x = x_.data();
@@ -107,11 +113,11 @@ Problem::Problem(const TokenSetsView<double>& view, const Pairs& selected)
       rx(view.dx),
       rz(view.dz),
       N(view.dx * view.dz),
-      pair_query(M) {
+      pair_query(M),
+      norms(M) {
   for (int64_t q = 0; q < view.Q; ++q)
     for (int64_t j = selected.inequality.ptr[q]; j < selected.inequality.ptr[q + 1]; ++j)
       pair_query[j] = q;
-  std::vector<double> norms(M);
   pair_norms(view, selected.anchor, selected.inequality, norms.data());
   rho = M ? *std::max_element(norms.begin(), norms.end()) : 0;
 }
@@ -122,7 +128,7 @@ void Problem::gather(const EntryList& list, const std::vector<int64_t>& subset,
   z.resize(subset.size() * rz);
   for (size_t s = 0; s < subset.size(); ++s) {
     const int64_t j = subset[s];
-    const int64_t q = std::upper_bound(list.ptr.begin(), list.ptr.end(), j) - list.ptr.begin() - 1;
+    const int64_t q = list.query_of(j);
     const double *anchor = sets.token(pairs.anchor[q]), *other = sets.token(list.entry[j]);
     for (int64_t c = 0; c < rx; ++c) a[s * rx + c] = anchor[c] - other[c];
     std::copy_n(sets.query(q), rz, z.data() + s * rz);

@@ -39,7 +39,8 @@ class Problem {
   FinitePart finite;
   int64_t M, E, rx, rz, N;          // N = rx rz
   std::vector<int64_t> pair_query;  // [M]
-  double rho;
+  std::vector<double> norms;        // [M], |a_j| |z_j|
+  double rho;                       // the largest of them
 
   /// rows [count, rx] of a_j, and [count, rz] of z_j, for pairs of `list`.
   void gather(const EntryList& list, const std::vector<int64_t>& subset, std::vector<double>& a,

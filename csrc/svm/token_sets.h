@@ -7,6 +7,7 @@
 // With alpha_q selected, entry t != alpha_q of q is the pair j with
 //
 //     a_j = x_{q,alpha_q} - x_{q,t}      z_j = z_q      A(W)_j = a_j^T W z_j
+#include <algorithm>
 #include <cstdint>
 #include <vector>
 
@@ -39,6 +40,10 @@ TokenIndex sequence_index(int64_t n, int64_t T, bool causal);
 struct EntryList {
   std::vector<int64_t> ptr, entry;
   int64_t size() const { return static_cast<int64_t>(entry.size()); }
+  /// The query of entry[j].
+  int64_t query_of(int64_t j) const {
+    return std::upper_bound(ptr.begin(), ptr.end(), j) - ptr.begin() - 1;
+  }
 };
 
 /// The pairs of a selection. With several tokens selected, the pairs of a query share its first

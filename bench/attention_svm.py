@@ -1,6 +1,7 @@
 """What the suites of attention SVMs share: problems, peers, and the gate on certified gaps."""
 
 import contextlib
+import functools
 import io
 
 import numpy as np
@@ -74,6 +75,36 @@ def cvxpy_solution(rows: np.ndarray, width: int, norm: str, solver: str, **optio
     if w.value is None:
         raise RuntimeError(f"{solver}: {model.status}")
     return w.value
+
+
+def clarabel(norm: str):
+    """A peer: phases of (shape, sets, alpha, tol), explicit features, compilation included."""
+
+    def phases(shape, sets, alpha, tol):
+        rows, width = features(shape, sets, alpha), sizes(shape)[2]
+        options = {f"tol_{name}": 0.1 * tol for name in ("gap_abs", "gap_rel", "feas")}
+        return {TOTAL: lambda _: cvxpy_solution(rows, width, norm, "CLARABEL", **options)}
+
+    return phases
+
+
+def scs(norm: str, tolerances: tuple[float, ...]):
+    """Likewise, with the loosest of the tolerances that reaches the gap, where one does."""
+
+    def phases(shape, sets, alpha, tol):
+        rows, width = features(shape, sets, alpha), sizes(shape)[2]
+
+        def solve(eps):
+            options = {"eps_abs": eps, "eps_rel": eps, "max_iters": 10**5}
+            return cvxpy_solution(rows, width, norm, "SCS", **options)
+
+        @functools.cache  # in the first step, where a peer that is missing is caught
+        def accuracy() -> float:
+            return loosest(tolerances, sets, alpha, tol, solve, norm)
+
+        return {TOTAL: lambda _: solve(accuracy())}
+
+    return phases
 
 
 def loosest(tolerances, sets, alpha, tol, solve, norm="frobenius") -> float:

@@ -158,13 +158,15 @@ def _memory(suite, rows):
     """MiB of every contender, and the subject's multiple of the price contender."""
     names = list(dict.fromkeys(itertools.chain.from_iterable(row["peaks"] for row in rows)))
     header = [suite.ROW, *(f"{name} [MiB]" for name in names)]
+    header += [f"{suite.SUBJECT} / {suite.PRICE}"] if suite.PRICE else []
     lines = []
     for row in rows:
         peaks = row["peaks"]
         cells = [f"{peaks[name] / 2**20:.0f}" if name in peaks else "–" for name in names]
-        price = f"{peaks[suite.SUBJECT] / max(peaks[suite.PRICE], 1):.2f}"
-        lines.append([row["key"][suite.ROW], *cells, price])
-    return _markdown([*header, f"{suite.SUBJECT} / {suite.PRICE}"], lines)
+        if suite.PRICE:
+            cells.append(f"{peaks[suite.SUBJECT] / max(peaks[suite.PRICE], 1):.2f}")
+        lines.append([row["key"][suite.ROW], *cells])
+    return _markdown(header, lines)
 
 
 def _markdown(header, rows):

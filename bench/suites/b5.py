@@ -3,8 +3,9 @@ in float64; shapes are n x T x d (n queries with T tokens each, n (T - 1) pairs)
 explicit features a z^T, without the time of building them, and once with it; it solves the hard
 margin by a penalty of 1e6, with the loosest tolerance that reaches the gap, where one does. cvxpy
 includes the compilation of the problem. `infeasible`: random selected tokens, the time to a proof
-that no W exists; only the conic solver can tell. Where a peer's W has a larger gap than asked for,
-the remarks say so. Larger shapes leave out peers that would need too much memory or time.
+that no W exists; only the conic solver can tell. `gap 1e-3`: a problem of 1.26 million pairs. Where
+a peer's W has a larger gap than asked for, the remarks say so. Larger shapes leave out peers that
+would need too much memory or time. Peak memory is that of a solve, without x and z.
 """
 
 import functools
@@ -24,8 +25,7 @@ CEILING = None
 ERROR = "gap of W"
 PLOTS = []
 DTYPES = attention_svm.DTYPES
-VARIANTS = {"feasible": False, "infeasible": True}
-_TOL = 1e-6
+VARIANTS = {"feasible": 1e-6, "infeasible": None, "gap 1e-3": 1e-3}  # the gap
 _LARGEST = 2**24  # numbers of the explicit features that LIBLINEAR copies quickly
 _CONIC = 2**18  # and that an interior-point method factorizes quickly
 _LINEAR = "LIBLINEAR"
@@ -34,9 +34,11 @@ _SCS = "cvxpy + SCS"
 
 def shapes(variant: str, quick: bool) -> list[str]:
     if quick:
-        return ["4x4x3"] if variant == "feasible" else ["12x6x3"]
+        return ["12x6x3"] if variant == "infeasible" else ["4x4x3"]
     if variant == "infeasible":
         return ["100x16x8", "200x16x16"]
+    if variant == "gap 1e-3":
+        return ["20000x64x64"]
     return ["6x8x10", "30x8x24", "50x8x64", "100x16x32", "50x8x256", "500x32x64", "1000x64x64"]
 
 
@@ -44,7 +46,7 @@ def peers(shape: str, variant: str) -> list[str]:
     n, length, width = attention_svm.sizes(shape)
     numbers = n * (length - 1) * width**2
     names = [MAIN_PEER] if numbers <= _CONIC else []
-    if variant == "feasible":
+    if variant != "infeasible":
         names += [_LINEAR, f"{_LINEAR} + features"] if numbers <= 4 * _LARGEST else []
         names += [_SCS] if numbers <= _CONIC else []
     return names
@@ -56,34 +58,17 @@ def work(shape: str, variant: str) -> dict[str, float]:
 
 def case(shape: str, dtype: str, variant: str) -> Case:
     key = {"shape": shape, "dtype": dtype, "variant": variant}
-    if VARIANTS[variant]:
+    tol = VARIANTS[variant]
+    if tol is None:
         return _infeasible(key)
-    makers = {MAIN_PEER: _clarabel, _LINEAR: _liblinear, _SCS: _scs}
-    makers[f"{_LINEAR} + features"] = _liblinear_with_features
+    makers = {
+        MAIN_PEER: attention_svm.clarabel("frobenius"),
+        _LINEAR: _liblinear,
+        f"{_LINEAR} + features": _liblinear_with_features,
+        _SCS: attention_svm.scs("frobenius", (1e-6, 1e-7)),
+    }
     chosen = {name: makers[name] for name in peers(shape, variant)}
-    return attention_svm.svm_case(key, "frobenius", _TOL, chosen)
-
-
-def _clarabel(shape, sets, alpha, tol):
-    rows = attention_svm.features(shape, sets, alpha)
-    options = {f"tol_{name}": 0.1 * tol for name in ("gap_abs", "gap_rel", "feas")}
-    width = attention_svm.sizes(shape)[2]
-
-    def step(_):
-        return attention_svm.cvxpy_solution(rows, width, "frobenius", "CLARABEL", **options)
-
-    return {TOTAL: step}
-
-
-def _scs(shape, sets, alpha, tol):
-    rows = attention_svm.features(shape, sets, alpha)
-    width = attention_svm.sizes(shape)[2]
-
-    def step(_):
-        options = {"eps_abs": 0.1 * tol, "eps_rel": 0.1 * tol, "max_iters": 10**5}
-        return attention_svm.cvxpy_solution(rows, width, "frobenius", "SCS", **options)
-
-    return {TOTAL: step}
+    return attention_svm.svm_case(key, "frobenius", tol, chosen)
 
 
 def _liblinear(shape, sets, alpha, tol):

@@ -5,8 +5,6 @@ peer's W has a larger gap than asked for, the remarks say so. Larger shapes leav
 would need too much time.
 """
 
-import functools
-
 import attention_svm
 from harness import TOTAL, Case
 
@@ -43,32 +41,7 @@ def work(shape: str, variant: str) -> dict[str, float]:
 
 def case(shape: str, dtype: str, variant: str) -> Case:
     key = {"shape": shape, "dtype": dtype, "variant": variant}
-    makers = {MAIN_PEER: _scs, _CLARABEL: _clarabel}
+    scs = attention_svm.scs("nuclear", (1e-4, 1e-5, 1e-6))
+    makers = {MAIN_PEER: scs, _CLARABEL: attention_svm.clarabel("nuclear")}
     chosen = {name: makers[name] for name in peers(shape, variant)}
     return attention_svm.svm_case(key, "nuclear", VARIANTS[variant], chosen)
-
-
-def _scs(shape, sets, alpha, tol):
-    def solve(eps):
-        options = {"eps_abs": eps, "eps_rel": eps, "max_iters": 10**5}
-        return attention_svm.cvxpy_solution(rows, width, "nuclear", "SCS", **options)
-
-    rows = attention_svm.features(shape, sets, alpha)
-    width = attention_svm.sizes(shape)[2]
-
-    @functools.cache  # in the first step, where a peer that is missing is caught
-    def accuracy() -> float:
-        return attention_svm.loosest((1e-4, 1e-5, 1e-6), sets, alpha, tol, solve, "nuclear")
-
-    return {TOTAL: lambda _: solve(accuracy())}
-
-
-def _clarabel(shape, sets, alpha, tol):
-    rows = attention_svm.features(shape, sets, alpha)
-    options = {f"tol_{name}": 0.1 * tol for name in ("gap_abs", "gap_rel", "feas")}
-    width = attention_svm.sizes(shape)[2]
-
-    def step(_):
-        return attention_svm.cvxpy_solution(rows, width, "nuclear", "CLARABEL", **options)
-
-    return {TOTAL: step}

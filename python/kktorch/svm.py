@@ -337,6 +337,64 @@ def gen_svm(
     )
 
 
+@dataclass(frozen=True)
+class JointResult:
+    """A head v and a prompt p for the selected tokens.
+
+    Attributes:
+        v: min |v| with ``labels_q v.r_q >= 1``, r_q the selected token of query q; ``v.w`` [dx, 1].
+        p: the prompt SVM with margin 1 where q is a support vector of v, and 0 elsewhere.
+        support: bool [Q], the support vectors of v.
+    """
+
+    v: Result
+    p: Result | None  # None if v is not optimal
+    support: Tensor | None
+
+
+def joint_svm(
+    x: Tensor,
+    row_ptr: Tensor,
+    alpha: Tensor,
+    labels: Tensor,
+    *,
+    keys: Tensor | None = None,
+    tok: Tensor | None = None,
+    tol_sv: float = 1e-6,
+) -> JointResult:
+    """The directions of a head and a prompt that are trained together (arXiv 2306.13596).
+
+    Args:
+        x: [N, dx] tokens; keys [N, dk] are what the prompt meets, by default the tokens.
+        alpha: int64 [Q], position of the selected token in its set.
+        labels: [Q], +1 or -1.
+        tol_sv: a margin of v up to ``1 + tol_sv`` makes a support vector.
+
+    Raises:
+        RuntimeError, ValueError: "joint_svm: expected labels +1 or -1, but got <value> at <query>",
+            and as :func:`att_svm`.
+    """
+    wrong = (labels.abs() != 1).nonzero()
+    if len(wrong) > 0:
+        at = int(wrong[0])
+        raise ValueError(
+            f"joint_svm: expected labels +1 or -1, but got {labels[at].item():g} at {at}"
+        )
+    queries = len(row_ptr) - 1
+    one = torch.ones(queries, 1, dtype=x.dtype)
+    entry = row_ptr[:-1] + alpha
+    features = labels[:, None].to(x.dtype) * x[entry if tok is None else tok[entry]]
+    # Margin of the feature over the token 0.
+    pairs = torch.stack([features, torch.zeros_like(features)], 1).flatten(0, 1)
+    v = att_svm(pairs, one, 2 * torch.arange(queries + 1), alpha.new_zeros(queries))
+    if v.status != "optimal":
+        return JointResult(v, None, None)
+    support = (features.double() @ v.w).squeeze(1) <= 1 + tol_sv
+    h = support.to(x.dtype).repeat_interleave(row_ptr.diff())
+    keys = x if keys is None else keys
+    return JointResult(v, att_svm(keys, one.to(keys.dtype), row_ptr, alpha, tok=tok, h=h), support)
+
+
 def certificate(
     x: Tensor,
     z: Tensor,

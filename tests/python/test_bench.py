@@ -16,7 +16,7 @@ import comparison  # noqa: E402
 import harness  # noqa: E402
 import memory  # noqa: E402
 import run  # noqa: E402
-from suites import b1, b2, b5, b6, b7, b8, decode, e5bn, e5sh, layer  # noqa: E402
+from suites import b1, b2, b5, b6, b7, b8, b9, decode, e5bn, e5sh, layer  # noqa: E402
 
 SHAPE = "2x3x17x8"
 SOLVE = attention_svm.svm.att_svm
@@ -282,6 +282,27 @@ def test_suite_of_the_margin_tracker_and_its_gate(uncompiled, monkeypatch):
     wrong = harness.Contender("kktorch", {harness.TOTAL: lambda _: [torch.zeros(3)] * 7})
     with pytest.raises(harness.GateError, match="least margins are off by"):
         case.check([wrong])
+
+
+def test_peer_of_whole_experiments_draws_the_same_data_and_disagreement_is_refused(monkeypatch):
+    peer = b9.attention_svm_experiments
+    v, labels, tokens, queries = peer.draw(3, 6, 8, 10)
+    assert torch.equal(labels.abs(), torch.ones(6).double()) and tokens.shape == (6, 8, 10)
+    logged, alpha = peer.descend((v, labels, tokens, queries), peer.weights(3, (10, 10)), 9, 8, 4)
+    assert len(logged) == 3 and alpha.shape == (6,)
+    assert logged[0][0].abs().max() <= 10**-0.5
+    monkeypatch.setattr(b9, "_run", lambda *_: None)
+    monkeypatch.setattr(b9, "_means", lambda *_: {"5": 4.9})
+    for mean, message in (4.95, None), (3.0, "svm_rank: expected the same means"):
+        monkeypatch.setattr(peer, "svm_rank", lambda _, mean=mean: {"5": mean})
+        case = b9.case("svm_rank", "float64", "quick")
+        if message is None:
+            assert case.check([case.subject, *case.peers]) == {
+                "kktorch": {"means": pytest.approx(0.05)}
+            }
+            continue
+        with pytest.raises(harness.GateError, match=message):
+            case.check([case.subject, *case.peers])
 
 
 def test_gate_of_attention_svms_refuses_a_larger_gap(monkeypatch):

@@ -167,6 +167,30 @@ def test_one_selected_token_is_att_svm():
     assert torch.equal(svm.gen_svm(*sets[:3], sel).w, solve(sets, alpha).w)
 
 
+# ---- a head and a prompt ----
+
+
+def test_joint_svm_relaxes_what_does_not_support_the_head():
+    x = torch.tensor([[0, 0], [1, 1], [0, 0], [1, -1], [0, 0], [0.5, 1]], dtype=torch.float64)
+    row_ptr, alpha = torch.tensor([0, 2, 4, 6]), torch.ones(3, dtype=torch.long)
+    labels = torch.tensor([1, -1, 1])
+    found = svm.joint_svm(x, row_ptr, alpha, labels)
+    assert found.v.status == found.p.status == "optimal" and found.support.all()
+    torch.testing.assert_close(found.v.w.flatten(), torch.tensor([0.0, 1]).double())
+    assert math.isclose(found.p.w.square().sum() / 2, 17 / 18, rel_tol=1e-8)
+    x[5, 1] = 1.5  # beyond the margin of v
+    found = svm.joint_svm(x, row_ptr, alpha, labels)
+    assert found.support.tolist() == [True, True, False]
+    assert math.isclose(found.p.w.square().sum() / 2, 0.5, rel_tol=1e-8)
+    entries = torch.arange(6)
+    same = svm.joint_svm(x.float(), row_ptr, alpha, labels, keys=2 * x, tok=entries)
+    torch.testing.assert_close(same.p.w, found.p.w / 2)
+    x[5] = -x[1]  # no head separates a feature from its opposite
+    assert svm.joint_svm(x, row_ptr, alpha, labels).p is None
+    with pytest.raises(ValueError, match=r"joint_svm: expected labels \+1 or -1, but got 2 at 1"):
+        svm.joint_svm(x, row_ptr, alpha, torch.tensor([1, 2, 1]))
+
+
 # ---- interruptions ----
 
 

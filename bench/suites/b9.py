@@ -1,0 +1,102 @@
+"""Whole experiments of attention SVMs as `kktorch reproduce attention-svm --preset quick` runs
+them, process start, tables and files included, against a script written from the formulas in
+PyTorch and cvxpy (bench/peers/attention_svm_experiments.py), in this process with everything
+loaded. Both draw the same data: their means must agree. `local_converge` has 20 seeds with both
+parametrisations and four SVMs each, `svm_rank` the 800 instances of n = T = 5.
+"""
+
+import json
+import os
+import subprocess
+import tempfile
+from pathlib import Path
+
+import kktorch
+import torch
+from harness import TOTAL, Case, Contender, GateError
+from peers import attention_svm_experiments
+
+NAME = "B9"
+TITLE = "B9: whole experiments"
+SUBJECT = "kktorch"
+MAIN_PEER = "PyTorch + cvxpy"
+PRICE = None
+GROUPS = ["dtype", "variant"]
+ROW = "shape"
+CEILING = None
+ERROR = "difference of means"
+PLOTS = []
+DTYPES = {"float64": torch.float64}
+VARIANTS = {"quick": "quick"}
+_SEEDS = {"local_converge": 20, "svm_rank": 100}
+# Of a mean: the peer's solvers are not exact, and call some nearly infeasible problems infeasible.
+_ALLOWED = {"local_converge": 0.005, "svm_rank": 0.1}
+
+
+def shapes(variant: str, quick: bool) -> list[str]:
+    return list(_SEEDS)
+
+
+def peers(shape: str, variant: str) -> list[str]:
+    return [MAIN_PEER]
+
+
+def work(shape: str, variant: str) -> dict[str, float]:
+    return {TOTAL: 0.0}
+
+
+def case(shape: str, dtype: str, variant: str) -> Case:
+    last = {}
+
+    def ours(_):
+        last[SUBJECT] = _means(shape, _run(shape, variant))
+
+    def script(_):
+        last[MAIN_PEER] = getattr(attention_svm_experiments, shape)(_SEEDS[shape])
+
+    def check(contenders):
+        for each in contenders:
+            if each.name not in last:
+                each.phases[TOTAL](None)
+        if MAIN_PEER not in last:
+            return {SUBJECT: {"means": 0.0}}
+        worst = max(abs(last[SUBJECT][key] - value) for key, value in last[MAIN_PEER].items())
+        if not worst <= _ALLOWED[shape]:
+            raise GateError(f"{shape}: expected the same means, but got {last}")
+        return {SUBJECT: {"means": worst}}
+
+    return Case(
+        key={"shape": shape, "dtype": dtype, "variant": variant},
+        subject=Contender(SUBJECT, {TOTAL: ours}),
+        peers=[Contender(MAIN_PEER, {TOTAL: script})],
+        check=check,
+        work=work(shape, variant),
+    )
+
+
+def _run(name: str, preset: str) -> dict:
+    """result.json of the program."""
+    build = os.environ.get("KKTORCH_BUILD_DIR") or kktorch.library_path.parents[1]
+    program = os.environ.get("KKTORCH_PROGRAM") or Path(build) / "bin/kktorch"
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "run"
+        command = [program, "reproduce", "attention-svm", "--experiment", name, "--out", out]
+        command += ["--preset", preset, "--threads", torch.get_num_threads()]
+        done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
+        if done.returncode:
+            raise RuntimeError(f"{name}: {done.stderr.strip()}")
+        return json.loads((out / "result.json").read_text())
+
+
+def _means(name: str, result: dict) -> dict[str, float]:
+    """The numbers that the peer computes too."""
+    table = result["tables"][0]
+    columns = table["columns"]
+    if name == "svm_rank":
+        legacy = dict(zip(columns, table["rows"][0], strict=True))
+        return {width: legacy[width]["value"] for width in columns[1:]}
+    at_the_end = {row[0]: dict(zip(columns, row, strict=True)) for row in table["rows"]}
+    return {
+        "W": at_the_end["cos(W, Wmm)"]["W"]["value"],
+        "(K, Q)": at_the_end["cos(W, Wmm*)"]["(K, Q)"]["value"],
+    }

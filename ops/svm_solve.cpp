@@ -27,8 +27,15 @@ using OptionalTensor = std::optional<Tensor>;
 using Solved = std::tuple<Tensor, Tensor, Tensor, Tensor>;  // w, lam, nu, info
 
 constexpr double kNaN = std::numeric_limits<double>::quiet_NaN();
-constexpr std::array<std::string_view, 6> kMethods = {
-    "", "oracle", "dcd", "dcd+polish", "dcd+polish+finish", "pdhg"};
+constexpr std::array<std::string_view, 9> kMethods = {"",
+                                                      "oracle",
+                                                      "dcd",
+                                                      "dcd+polish",
+                                                      "dcd+polish+finish",
+                                                      "pdhg",
+                                                      "dcd+interior",
+                                                      "dcd+interior+polish",
+                                                      "dcd+interior+polish+finish"};
 constexpr std::array<std::string_view, 4> kReasons = {"", "zero_pair", "interrupted", "time_limit"};
 
 /// Solves that are running end when it changes.

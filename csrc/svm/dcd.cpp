@@ -146,7 +146,7 @@ class Descent {
 }  // namespace
 
 int64_t descend(const Problem& problem, const SvmSettings& settings, double tol,
-                const std::vector<double>& start, int64_t patience, Monitor& monitor,
+                const std::vector<double>& start, int64_t patience, double slow, Monitor& monitor,
                 Candidate& best) {
   Descent descent(problem, settings, start);
   for (int64_t epoch = 1; epoch <= settings.max_epochs; ++epoch) {
@@ -154,7 +154,7 @@ int64_t descend(const Problem& problem, const SvmSettings& settings, double tol,
     if (epoch % settings.check_every != 0 && epoch != settings.max_epochs) continue;
     descent.rebuild();
     keep_better(best, descent.candidate());
-    if (best.c.gap == 1 && epoch >= patience) return epoch;
+    if (best.c.gap > slow && epoch >= patience) return epoch;
     if (best.c.gap <= tol || best.c.kappa >= settings.kappa_max ||
         !monitor.report("descent", epoch, best.c))
       return epoch;

@@ -38,10 +38,10 @@ template <typename T>
 const DcdKernels<T>& dcd_kernels();
 
 /// Improves `best` until gap <= tol or the settings' limits; returns the epochs. `start`: [M] >= 0
-/// or empty. With `patience` epochs and still no W with positive margins it leaves the problem to
+/// or empty. Where the gap is still above `slow` after `patience` epochs it leaves the problem to
 /// others.
 int64_t descend(const Problem& problem, const SvmSettings& settings, double tol,
-                const std::vector<double>& start, int64_t patience, Monitor& monitor,
+                const std::vector<double>& start, int64_t patience, double slow, Monitor& monitor,
                 Candidate& best);
 
 }  // namespace kktorch::csrc

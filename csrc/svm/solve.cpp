@@ -9,6 +9,7 @@
 #include "csrc/svm/dcd.h"
 #include "csrc/svm/dense.h"
 #include "csrc/svm/finish.h"
+#include "csrc/svm/interior.h"
 #include "csrc/svm/operators.h"
 #include "csrc/svm/pdhg.h"
 #include "csrc/svm/problem.h"
@@ -36,6 +37,11 @@ constexpr int64_t kSmall = 128;  // auto: the oracle up to min(M, N + 1) of this
 // Descent proves infeasibility slowly: without a separating W after this many epochs the finishing
 // step takes over at once, where it is quick.
 constexpr int64_t kPatience = 200, kQuickFinish = 1024;
+// With so many pairs per dimension the interior-point method takes over where the gap is still
+// above kSlow then.
+constexpr int64_t kManyPairs = 4;
+constexpr double kDescentGap = 1e-6;  // polish is quicker from there
+constexpr double kSlow = 0.1, kNotSeparated = 1 - 1e-15;
 constexpr double kStart = 1e-3;              // gap of the Frobenius solution that PDHG starts from
 constexpr int64_t kOracleNumbers = 1 << 24;  // and up to this size of its matrix
 
@@ -146,17 +152,26 @@ class Solve {
       return;
     }
     result_.method = "dcd";
-    const int64_t patience = problem_.N <= kQuickFinish ? kPatience : settings_.max_epochs;
-    result_.epochs =
-        descend(problem_, settings_, std::max(tol, 1e-6), start_, patience, monitor_, best);
+    // With many more pairs than dimensions descent can be slow; Newton's matrix is then small.
+    const bool interior =
+        M >= kManyPairs * problem_.N && problem_.N <= settings_.polish_max && problem_.E == 0;
+    const bool others = interior || problem_.N <= kQuickFinish;
+    result_.epochs = descend(problem_, settings_, std::max(tol, kDescentGap), start_,
+                             others ? kPatience : settings_.max_epochs,
+                             interior ? kSlow : kNotSeparated, monitor_, best);
     if (decided(tol)) return;
+    if (interior && best.c.gap > std::max(tol, kDescentGap)) {
+      result_.method += "+interior";
+      result_.iterations = interior_point(problem_, settings_, tol, monitor_, best);
+      if (decided(tol)) return;
+    }
+    result_.method += "+polish";
     const bool separated = best.c.gap < 1;
     if (separated || problem_.N + 1 > settings_.polish_max) {
-      result_.method = "dcd+polish";
       polish(problem_, settings_, monitor_, best);
       if (decided(tol)) return;
     }
-    result_.method = "dcd+polish+finish";
+    result_.method += "+finish";
     note(finish(problem_, settings_, monitor_, best));
   }
 

@@ -30,9 +30,9 @@ enum class SvmStatus {
 const char* svm_status_name(SvmStatus status);
 
 enum class SvmMethod {
-  kAuto,    ///< the oracle where it is small, else descent, polish and finish; nuclear: PDHG
+  kAuto,    ///< the oracle where it is small, else as kDcd; nuclear: PDHG from there
   kOracle,  ///< least-distance programming, exact
-  kDcd,     ///< block dual coordinate descent, polish, finish
+  kDcd,     ///< block dual coordinate descent, interior points, polish, finish
   kPdhg     ///< primal-dual hybrid gradient, of either norm
 };
 

@@ -11,6 +11,7 @@
 #include <ATen/ops/matmul.h>
 #include <ATen/ops/ones.h>
 #include <ATen/ops/segment_reduce.h>
+#include <ATen/ops/tensor.h>
 #include <ATen/ops/where.h>
 #include <ATen/ops/zeros.h>
 #include <ATen/ops/zeros_like.h>
@@ -250,6 +251,16 @@ Tensor MarginTracker::selection(const MarginStep& step) const {
   return std::get<1>(attn_margin(score, at::ones({z_.size(0), 1}, z_.options()), options_.row_ptr));
 }
 
+/// Queries whose two largest scores agree.
+double MarginTracker::score_ties(const Tensor& score) const {
+  const auto values = numbers(score);
+  const auto of_entries = [&](const Tensor& of_sets) { return of_sets.index_select(0, query_); };
+  const auto best = over_sets(values, "max", options_.row_ptr),
+             largest = over_sets(values.abs(), "max", options_.row_ptr);
+  const auto near = values >= of_entries(best) - 1e-12 * of_entries(largest);
+  return number((over_sets(numbers(near), "sum", options_.row_ptr) > 1).sum());
+}
+
 void MarginTracker::note_selection(MarginRecord& record) {
   record.hash = fnv1a(options_.selected ? *options_.selected : record.alpha);
   const bool changed = steps_ > 0 && record.hash != hash_;
@@ -318,6 +329,7 @@ Tensor MarginTracker::complement(const Tensor& W) const {
 // ---- the SVMs of a selection that stays
 
 struct MarginTracker::Solution {
+  Tensor alpha;
   csrc::Pairs pairs;
   Tensor frobenius, nuclear;    // undefined where not certified
   std::vector<double> margins;  // A(Wmm) of the pairs
@@ -327,6 +339,7 @@ struct MarginTracker::Solution {
 void MarginTracker::solve(const Tensor& alpha) {
   if (!exact_) exact_ = std::make_shared<ExactData>(options_);
   auto solution = std::make_shared<Solution>();
+  solution->alpha = alpha;
   solution->pairs = exact_->pairs_of(alpha);
   const auto start = path_.clamp_min(0).cpu();
   const csrc::SvmTask task{.sets = exact_->sets,
@@ -353,6 +366,66 @@ void MarginTracker::solve(const Tensor& alpha) {
       solution->gap_nuclear = nuclear.certificate.gap;
     }
   }
+  solution_ = std::move(solution);
+}
+
+std::map<std::string, Tensor> MarginTracker::state() const {
+  const auto hash = static_cast<int64_t>(hash_);
+  std::map<std::string, Tensor> state = {
+      {"path", path_},
+      {"counts", at::tensor({steps_, changes_, stable_, hash}, at::kLong)},
+      {"bounds", at::tensor({best_.frobenius, best_.nuclear}, at::kDouble)}};
+  if (!solution_) return state;
+  const auto& s = *solution_;
+  state["alpha"] = s.alpha;
+  state["solved"] = at::tensor({s.margin_error, s.gap_frobenius, s.gap_nuclear}, at::kDouble);
+  state["margins"] = at::tensor(s.margins, at::kDouble);
+  if (s.frobenius.defined()) state["frobenius"] = s.frobenius;
+  if (s.nuclear.defined()) state["nuclear"] = s.nuclear;
+  return state;
+}
+
+void MarginTracker::load_state(const std::map<std::string, Tensor>& state) {
+  const auto named = [&](const char* name, at::IntArrayRef sizes, at::ScalarType dtype) {
+    const auto found = state.find(name);
+    TORCH_CHECK(found != state.end() && found->second.sizes() == sizes &&
+                    found->second.scalar_type() == dtype,
+                kName, ": expected the state of these token sets, but got ",
+                found == state.end() ? "none" : "another", " ", name);
+    return found->second;
+  };
+  const auto path = named("path", path_.sizes(), at::kDouble);
+  const auto counts = named("counts", {4}, at::kLong).cpu();
+  const auto bounds = named("bounds", {2}, at::kDouble).cpu();
+  std::shared_ptr<Solution> solution;
+  if (state.contains("solved")) {
+    if (!exact_) exact_ = std::make_shared<ExactData>(options_);
+    solution = std::make_shared<Solution>();
+    solution->alpha = named("alpha", {z_.size(0)}, at::kLong).to(z_.device());
+    detail::check_token_values({kName, exact_->x, exact_->row_ptr, exact_->tok},
+                               solution->alpha.cpu());
+    solution->pairs = exact_->pairs_of(solution->alpha);
+    const auto solved = named("solved", {3}, at::kDouble).cpu();
+    solution->margin_error = number(solved[0]);
+    solution->gap_frobenius = number(solved[1]);
+    solution->gap_nuclear = number(solved[2]);
+    const std::vector<int64_t> shape = {options_.x.size(1), z_.size(1)};
+    if (state.contains("frobenius")) {
+      solution->frobenius = named("frobenius", shape, at::kDouble).to(z_.device());
+      const auto margins =
+          named("margins", {solution->pairs.inequality.size()}, at::kDouble).cpu().contiguous();
+      const double* begin = margins.const_data_ptr<double>();
+      solution->margins.assign(begin, begin + margins.size(0));
+    }
+    if (state.contains("nuclear"))
+      solution->nuclear = named("nuclear", shape, at::kDouble).to(z_.device());
+  }
+  path_ = path.to(z_.device());
+  steps_ = counts[0].item<int64_t>();
+  changes_ = counts[1].item<int64_t>();
+  stable_ = counts[2].item<int64_t>();
+  hash_ = static_cast<uint64_t>(counts[3].item<int64_t>());
+  best_ = {number(bounds[0]), number(bounds[1])};
   solution_ = std::move(solution);
 }
 
@@ -475,7 +548,9 @@ MarginRecord MarginTracker::step(const MarginStep& step) {
     others = other_margins(rest, alpha);
   }
   r.margin = over_sets(others, "min", options_.row_ptr);
-  r.ties = number((least <= 1e-12 * longest * weights.y.norm(2, {1})).sum());
+  r.ties = options_.alpha    ? 0
+           : given.defined() ? score_ties(*step.score)
+                             : number((least <= 1e-12 * longest * weights.y.norm(2, {1})).sum());
   r.norm = number(W.norm());
   bracket(weights, longest, r);
   describe_softmax(margin, others, step.scale, probability, entropy, r);

@@ -15,6 +15,7 @@
 #include <ATen/core/Tensor.h>
 
 #include <limits>
+#include <map>
 #include <memory>
 #include <optional>
 #include <string>
@@ -66,7 +67,8 @@ struct MarginRecord {
   double state = 0;    ///< 1 separated (lower > 0), 2 infeasible, 0 unknown
   double changes = 0;  ///< of the selection, up to now
   double stable = 0;   ///< steps since the last one
-  double ties = 0;     ///< queries whose two largest logits agree to 1e-12 |x| |W z|
+  double ties = 0;     ///< queries whose two largest logits agree to 1e-12 |x| |W z|, or with
+                       ///< `optimal` scores to 1e-12 of the largest; 0 of a given selection
   double norm = kUndefinedField, norm_nuclear = kUndefinedField;  ///< of W
   double balance = kUndefinedField;      ///< (|K|^2 + |Q|^2) / 2 - |W|_*, >= 0
   double stable_rank = kUndefinedField;  ///< |W|_F^2 / |W|_op^2
@@ -107,6 +109,13 @@ class MarginTracker {
   /// by omega times its gradient every time, W = W_0 + A*(path) for every selection.
   const at::Tensor& path() const { return path_; }
 
+  /// What the steps have left behind, by name, for load_state() of a tracker with these options.
+  std::map<std::string, at::Tensor> state() const;
+
+  /// Goes on where state() was taken.
+  /// @throws c10::Error  "margin_tracker: expected the state of these token sets, but got <what>".
+  void load_state(const std::map<std::string, at::Tensor>& state);
+
   const MarginTrackerOptions& options() const { return options_; }
 
  private:
@@ -125,6 +134,7 @@ class MarginTracker {
   at::Tensor selection(const MarginStep& step) const;
   at::Tensor other_margins(const at::Tensor& margin, const at::Tensor& alpha) const;
   at::Tensor complement(const at::Tensor& W) const;
+  double score_ties(const at::Tensor& score) const;
   void note_selection(MarginRecord& record);
   double tighten(const at::Tensor& alpha, const at::Tensor& multipliers);
   void use_gradient(const MarginStep& step, const at::Tensor& gradient, MarginRecord& record);

@@ -54,6 +54,19 @@ std::tuple<std::vector<double>, Tensor, Tensor, int64_t> step(
   return {values, record.alpha, record.margin, static_cast<int64_t>(record.hash)};
 }
 
+c10::Dict<std::string, Tensor> state(const c10::intrusive_ptr<MarginTrackerClass>& self) {
+  c10::Dict<std::string, Tensor> result;
+  for (const auto& [name, value] : self->tracker.state()) result.insert(name, value.clone());
+  return result;
+}
+
+void load_state(const c10::intrusive_ptr<MarginTrackerClass>& self,
+                c10::Dict<std::string, Tensor> state) {
+  std::map<std::string, Tensor> tensors;
+  for (const auto& entry : state) tensors[entry.key()] = entry.value();
+  self->tracker.load_state(tensors);
+}
+
 }  // namespace
 
 TORCH_LIBRARY_FRAGMENT(kktorch, m) {
@@ -62,9 +75,12 @@ TORCH_LIBRARY_FRAGMENT(kktorch, m) {
                        bool, int64_t, double, double>())
       .def_static("field_names", &field_names)
       .def("step", &step)
-      .def("path", [](const c10::intrusive_ptr<MarginTrackerClass>& self) {
-        return self->tracker.path().clone();
-      });
+      .def("path",
+           [](const c10::intrusive_ptr<MarginTrackerClass>& self) {
+             return self->tracker.path().clone();
+           })
+      .def("state", &state)
+      .def("load_state", &load_state);
 }
 
 }  // namespace kktorch

@@ -140,6 +140,19 @@ class MarginTracker:
         its gradient every time, ``W = W_0 + A*(path)`` for every selection."""
         return self._tracker.path()
 
+    def state_dict(self) -> dict[str, Tensor]:
+        """What the steps have left behind, for :meth:`load_state_dict` of a tracker of the same
+        data and options."""
+        return self._tracker.state()
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Goes on where :meth:`state_dict` was taken.
+
+        Raises:
+            RuntimeError: "margin_tracker: expected the state of these token sets, but got <what>".
+        """
+        self._tracker.load_state(state)
+
 
 class LayerTracker:
     """A :class:`MarginTracker` for every head of a trained :class:`kktorch.nn.AttentionBNSH` with

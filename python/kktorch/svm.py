@@ -28,6 +28,7 @@ from kktorch._margin_tracker import (  # noqa: F401
 
 _STATUSES = ("optimal", "infeasible", "not_certified", "trivial")
 _METHODS = ("", "oracle", "dcd", "dcd+polish", "dcd+polish+finish", "pdhg")
+_METHODS += ("dcd+interior", "dcd+interior+polish", "dcd+interior+polish+finish")
 _REASONS = ("", "zero_pair", "interrupted", "time_limit")
 # detail::SvmInfo of ops/svm_solve.h
 _INFO = (

@@ -9,6 +9,7 @@
 #include "ops/attn_dual.h"
 #include "ops/attn_margin.h"
 #include "ops/svm/margin_tracker.h"
+#include "ops/svm_solve.h"
 #include "tests/cpp/model_testing.h"
 
 namespace kktorch {
@@ -264,7 +265,9 @@ TEST(MarginTracker, MultipliersOfAFewQueriesBoundTheWholeSet) {
   step.queries = torch::tensor({1, 3});
   step.dlogits = torch::cat({gradient.dlogits.slice(0, 4, 8), gradient.dlogits.slice(0, 12, 16)});
   const auto some = part.step(step);
-  EXPECT_GE(some.upper, all.lower);
+  const auto solution = att_svm({run.sets.x, run.sets.z, run.sets.row_ptr, {}}, all.alpha);
+  EXPECT_GE(some.upper, solution.certificate.lower);  // the margin of the whole set
+  EXPECT_GE(all.upper, solution.certificate.lower);
   EXPECT_EQ(some.lower, all.lower);
   EXPECT_LT(some.mass, all.mass);
 }
@@ -277,11 +280,18 @@ TEST(MarginTracker, SelectionsThatAreGivenOrBest) {
   const auto best = MarginTracker(options).step(run.step(gradient));
   EXPECT_TRUE(torch::equal(best.alpha, gradient.score.view({5, 4}).argmax(1)));
   EXPECT_EQ(best.regret_max, 0);
+  EXPECT_EQ(best.ties, 0);
+  auto equal = run.step(gradient);
+  equal.score = torch::cat({torch::ones({8}, torch::kDouble), gradient.score.slice(0, 8)});
+  const auto tied = MarginTracker(options).step(equal);
+  EXPECT_EQ(tied.ties, 2);
+  EXPECT_EQ(tied.alpha[1].item<int64_t>(), 0);  // the first of equal scores
   options.optimal = false;
   options.alpha = torch::tensor({3, 2, 1, 0, 3});
   const auto fixed = MarginTracker(options).step(run.step(gradient));
   expect_close(fixed.margin, margins(run.sets, run.model->W.detach(), *options.alpha).amin(1));
   EXPECT_NEAR(fixed.probability_mean, best.probability_mean, 1e-15);
+  EXPECT_EQ(fixed.ties, 0);
 }
 
 TEST(MarginTracker, SeveralSelectedTokensAreMeasuredInTheSpaceThatCanGrow) {
@@ -325,6 +335,42 @@ TEST(MarginTracker, DegenerateSets) {
       {.W = random({2, 1}), .dlogits = torch::tensor({-1.0, 0.5, 0.5}, torch::kDouble)});
   EXPECT_EQ(infeasible.upper, 0);
   EXPECT_EQ(infeasible.state, 2);
+}
+
+TEST(MarginTracker, GoesOnWhereItsStateWasTaken) {
+  for (const bool several : {false, true}) {
+    Training run(0);
+    auto options = data_of(run.sets);
+    options.solve_after = 5;
+    if (several) {
+      options.selected = torch::zeros({20}, torch::kBool);
+      for (const int64_t k : {0, 2, 5, 8, 12, 17}) (*options.selected)[k] = true;
+    }
+    MarginTracker whole(options);
+    const auto next = [&] {
+      auto step = run.step(run.model->analytic_grad(run.sets, run.labels));
+      run.descend();
+      return step;
+    };
+    for (int k = 0; k < 300; ++k) whole.step(next());
+    MarginTracker resumed(options);
+    resumed.load_state(whole.state());
+    for (int k = 0; k < 3; ++k) {
+      const auto step = next();
+      const auto a = whole.step(step), b = resumed.step(step);
+      EXPECT_FALSE(std::isnan(a.cos_frobenius));  // the solution is part of the state
+      for (size_t i = 0; i < a.fields().size(); ++i) {
+        const auto& [name, value] = a.fields()[i];
+        const double again = b.fields()[i].second;
+        EXPECT_TRUE(value == again || (std::isnan(value) && std::isnan(again))) << name;
+      }
+      EXPECT_EQ(a.hash, b.hash);
+    }
+    MarginTracker other(data_of(unit_sets(5, 3, 6, 6)));
+    expect_error([&] { other.load_state(whole.state()); },
+                 "margin_tracker: expected the state of these token sets, but got another path");
+    expect_error([&] { other.load_state({}); }, "but got none path");
+  }
 }
 
 TEST(MarginTracker, Errors) {

@@ -3,6 +3,7 @@
 // instruction-set tier.
 #include "csrc/svm/dcd.h"
 #include "csrc/svm/finish.h"
+#include "csrc/svm/interior.h"
 #include "csrc/svm/operators.h"
 #include "csrc/svm/oracle.h"
 #include "csrc/svm/problem.h"
@@ -148,11 +149,32 @@ TEST_F(SvmSolve, SolversAgree) {
     settings.max_epochs = 10;
     Monitor monitor(settings);
     Candidate found;
-    descend(problem, settings, 1e-2, {}, settings.max_epochs, monitor, found);
+    descend(problem, settings, 1e-2, {}, settings.max_epochs, 1, monitor, found);
     ASSERT_EQ(finish(problem, settings, monitor, found), FinishStatus::kOptimal);
     auto W = found.W;
     for (double& value : W) value /= found.c.min_margin;
     EXPECT_LE(distance(exact.w, W), 1e-6) << seed;
+  }
+}
+
+TEST_F(SvmSolve, InteriorPointsAgree) {
+  for (uint64_t seed = 0; seed < 5; ++seed) {
+    const auto p = random_problem(6 + 2 * seed, 7, 4, 3 + seed % 3, seed);
+    const auto exact = solve(p, with(SvmMethod::kOracle, 1e-12));
+    ASSERT_EQ(exact.status, SvmStatus::kOptimal);
+    const auto pairs = p.pairs();
+    const auto sets = p.view();
+    const Problem problem(sets, pairs);
+    SvmSettings settings;
+    settings.max_epochs = 10;
+    Monitor monitor(settings);
+    Candidate found;
+    descend(problem, settings, 1e-2, {}, settings.max_epochs, 1, monitor, found);
+    EXPECT_LT(interior_point(problem, settings, 1e-10, monitor, found), 40);
+    EXPECT_LE(found.c.gap, 1e-10) << seed;
+    auto W = found.W;
+    for (double& value : W) value /= found.c.min_margin;
+    EXPECT_LE(distance(exact.w, W), 1e-4 * exact.certificate.norm) << seed;
   }
 }
 
@@ -181,7 +203,7 @@ TEST_F(SvmSolve, FeasibilityIsDecided) {
 TEST_F(SvmSolve, LargeInfeasibleIsProved) {
   const auto p = random_problem(150, 8, 14, 10, 3, false);
   const auto r = solve(p);
-  EXPECT_EQ(r.method, "dcd+polish+finish");
+  EXPECT_EQ(r.method, "dcd+interior");
   expect_farkas(p, r);
   auto nuclear = with(SvmMethod::kAuto, 1e-6, SvmNorm::kNuclear);
   expect_farkas(p, solve(p, nuclear));

@@ -5,6 +5,7 @@ import math
 import kktorch
 import pytest
 import torch
+from conftest import needs_cuda
 from kktorch import svm
 from kktorch.nn import AttentionBNSH
 
@@ -87,6 +88,36 @@ def test_path_is_the_way_of_descent():
     minus = torch.ops.kktorch.attn_dual(*arguments, -steps)[0]
     moved = 0.1 * (plus - minus)
     assert float((W - W0 - moved).norm()) == pytest.approx(0.1, rel=1e-9)
+
+
+def test_a_tracker_goes_on_where_its_state_was_taken(tmp_path):
+    *_, (tracker, W, record) = descent(60)
+    assert record.gap_frobenius <= 1e-10, "solved: part of the state"
+    torch.save(tracker.state_dict(), tmp_path / "state.pt")
+    resumed = svm.MarginTracker(*tracker.data)
+    resumed.load_state_dict(torch.load(tmp_path / "state.pt"))
+    dlogits = torch.randn(20, dtype=torch.float64)
+    step = {"W": W, "dlogits": dlogits, "score": torch.randn(20, dtype=torch.float64)}
+    assert resumed.step(**step).fields == pytest.approx(
+        tracker.step(**step).fields, nan_ok=True, rel=0, abs=0
+    )
+    other = svm.MarginTracker(unit(6, 6), unit(2, 6), torch.tensor([0, 3, 6]))
+    with pytest.raises(RuntimeError, match="expected the state of these token sets"):
+        other.load_state_dict(tracker.state_dict())
+
+
+@needs_cuda
+def test_cuda_is_the_cpu_within_rounding():
+    sets = svm.sequence(torch.randn(2, 5, 6, dtype=torch.float64), causal=True)
+    device = [t.cuda() for t in sets]
+    W, dlogits = torch.randn(6, 6, dtype=torch.float64), torch.randn(30, dtype=torch.float64)
+    for solve_after in (0, 1):
+        here = svm.MarginTracker(*sets, solve_after=solve_after)
+        there = svm.MarginTracker(*device, solve_after=solve_after)
+        for _ in range(3):
+            a, b = here.step(W=W, dlogits=dlogits), there.step(W=W.cuda(), dlogits=dlogits.cuda())
+            assert a.hash == b.hash and b.alpha.is_cuda
+            assert b.fields == pytest.approx(a.fields, nan_ok=True, rel=1e-9, abs=a.slack)
 
 
 # ---- layers

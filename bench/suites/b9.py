@@ -1,11 +1,14 @@
-"""Whole experiments of attention SVMs as `kktorch reproduce attention-svm --preset quick` runs
-them, process start, tables and files included, against a script written from the formulas in
-PyTorch and cvxpy (bench/peers/attention_svm_experiments.py), in this process with everything
-loaded. Both draw the same data: their means must agree. `local_converge` has 20 seeds with both
-parametrisations and four SVMs each, `svm_rank` the 800 instances of n = T = 5.
+"""Whole experiments as `kktorch reproduce --preset quick` runs them, process start, tables and
+files included, against scripts written from the formulas in PyTorch and cvxpy (bench/peers), in
+this process with everything loaded. Of attention SVMs, `local_converge` has 20 seeds with both
+parametrisations and four SVMs each, `svm_rank` the 800 instances of n = T = 5; both sides draw the
+same data, and their means must agree. `e1` of shallow transformers measures errors of linearisation
+for 8 to 1024 heads; each side draws its own data, and the logarithms of their means must agree to
+the spread of four trials.
 """
 
 import json
+import math
 import os
 import subprocess
 import tempfile
@@ -14,7 +17,7 @@ from pathlib import Path
 import kktorch
 import torch
 from harness import TOTAL, Case, Contender, GateError
-from peers import attention_svm_experiments
+from peers import attention_svm_experiments, shallow_linearisation
 
 NAME = "B9"
 TITLE = "B9: whole experiments"
@@ -28,13 +31,22 @@ ERROR = "difference of means"
 PLOTS = []
 DTYPES = {"float64": torch.float64}
 VARIANTS = {"quick": "quick"}
-_SEEDS = {"local_converge": 20, "svm_rank": 100}
-# Of a mean: the peer's solvers are not exact, and call some nearly infeasible problems infeasible.
-_ALLOWED = {"local_converge": 0.005, "svm_rank": 0.1}
+_PAPERS = {"local_converge": "attention-svm", "svm_rank": "attention-svm", "e1": "shallow"}
+_SCRIPTS = {
+    "local_converge": lambda: attention_svm_experiments.local_converge(20),
+    "svm_rank": lambda: attention_svm_experiments.svm_rank(100),
+    "e1": lambda: _log_means(
+        shallow_linearisation.e1(4, [2**i for i in range(3, 11)], 500, 16, 8, 3.0, 8, 50)
+    ),
+}
+# Of a mean: the peer's solvers are not exact, and call some nearly infeasible problems infeasible;
+# of e1, three standard deviations of a difference between the means of four trials.
+_ALLOWED = {"local_converge": 0.005, "svm_rank": 0.1, "e1": 0.5}
+_POINTS = {"aligned": "aligned, sup", "ascent": "ascent from aligned, sup", "random": "random, sup"}
 
 
 def shapes(variant: str, quick: bool) -> list[str]:
-    return list(_SEEDS)
+    return list(_PAPERS)
 
 
 def peers(shape: str, variant: str) -> list[str]:
@@ -52,7 +64,7 @@ def case(shape: str, dtype: str, variant: str) -> Case:
         last[SUBJECT] = _means(shape, _run(shape, variant))
 
     def script(_):
-        last[MAIN_PEER] = getattr(attention_svm_experiments, shape)(_SEEDS[shape])
+        last[MAIN_PEER] = _SCRIPTS[shape]()
 
     def check(contenders):
         for each in contenders:
@@ -80,7 +92,7 @@ def _run(name: str, preset: str) -> dict:
     program = os.environ.get("KKTORCH_PROGRAM") or Path(build) / "bin/kktorch"
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "run"
-        command = [program, "reproduce", "attention-svm", "--experiment", name, "--out", out]
+        command = [program, "reproduce", _PAPERS[name], "--experiment", name, "--out", out]
         command += ["--preset", preset, "--threads", torch.get_num_threads()]
         done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
         if done.returncode:
@@ -92,6 +104,9 @@ def _means(name: str, result: dict) -> dict[str, float]:
     """The numbers that the peer computes too."""
     table = result["tables"][0]
     columns = table["columns"]
+    if name == "e1":
+        rows = {row[0]: [cell["value"] for cell in row[1:]] for row in table["rows"]}
+        return _log_means({point: rows[title] for point, title in _POINTS.items()})
     if name == "svm_rank":
         legacy = dict(zip(columns, table["rows"][0], strict=True))
         return {width: legacy[width]["value"] for width in columns[1:]}
@@ -99,4 +114,11 @@ def _means(name: str, result: dict) -> dict[str, float]:
     return {
         "W": at_the_end["cos(W, Wmm)"]["W"]["value"],
         "(K, Q)": at_the_end["cos(W, Wmm*)"]["(K, Q)"]["value"],
+    }
+
+
+def _log_means(means: dict[str, list[float]]) -> dict[str, float]:
+    """By point and place in the list of numbers of heads."""
+    return {
+        f"{point} {i}": math.log(mean) for point in _POINTS for i, mean in enumerate(means[point])
     }

@@ -8,6 +8,7 @@
 
 #include "ops/shk.h"
 #include "tests/cpp/allocations.h"
+#include "tests/cpp/refusal.h"
 #include "train/common/error.h"
 #include "train/dynamics/ar_data.h"
 #include "train/dynamics/descent.h"
@@ -27,21 +28,6 @@ using at::Tensor;
 
 double number(const Tensor& t) { return t.item<double>(); }
 double largest(const Tensor& t) { return number(t.abs().max()); }
-
-/// The message of the UserError that `f` throws.
-template <typename F>
-std::string refusal(const F& f) {
-  try {
-    f();
-  } catch (const UserError& error) {
-    return error.what();
-  }
-  return "";
-}
-
-#define EXPECT_REFUSED(expression, text)                                \
-  EXPECT_NE(refusal([&] { expression; }).find(text), std::string::npos) \
-      << refusal([&] { expression; })
 
 // ---- shared pieces
 

@@ -7,6 +7,7 @@
 
 #include "ops/mhgd.h"
 #include "tests/cpp/allocations.h"
+#include "tests/cpp/refusal.h"
 #include "train/common/error.h"
 #include "train/dynamics/margin.h"
 #include "train/dynamics/multihead.h"
@@ -20,20 +21,6 @@ using at::Tensor;
 
 double number(const Tensor& t) { return t.item<double>(); }
 double largest(const Tensor& t) { return number(t.abs().max()); }
-
-template <typename F>
-std::string refusal(const F& f) {
-  try {
-    f();
-  } catch (const UserError& error) {
-    return error.what();
-  }
-  return "";
-}
-
-#define EXPECT_REFUSED(expression, text)                                \
-  EXPECT_NE(refusal([&] { expression; }).find(text), std::string::npos) \
-      << refusal([&] { expression; })
 
 MixtureOptions small() {
   MixtureOptions options;

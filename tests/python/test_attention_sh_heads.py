@@ -58,7 +58,8 @@ def _ops_of(shape):
 @pytest.mark.parametrize(
     "shape, together", [((1, 512, 4), True), ((1, 513, 4), False), ((4, 513, 4), True)]
 )
-def test_few_long_heads_take_turns(shape, together):
+def test_few_long_heads_take_turns(monkeypatch, shape, together):
+    monkeypatch.delenv("KKTORCH_ATTENTION", raising=False)
     assert ("kktorch::_attention_sh_forward" in _ops_of(shape)) == together
 
 

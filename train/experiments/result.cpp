@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <iterator>
 
 #include "train/loop/table.h"
 
@@ -63,6 +64,10 @@ Cell largest_cell(std::span<const double> values, const std::string& format) {
   cell["low"] = *low;
   cell["high"] = *high;
   return cell;
+}
+
+void append(std::vector<ResultTable>& tables, std::vector<ResultTable> more) {
+  std::move(more.begin(), more.end(), std::back_inserter(tables));
 }
 
 nlohmann::ordered_json to_json(const ResultTable& table) {

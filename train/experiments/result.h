@@ -56,6 +56,9 @@ struct ResultTable {
   std::optional<Figure> figure;
 };
 
+/// Adds the tables `more` behind `tables`.
+void append(std::vector<ResultTable>& tables, std::vector<ResultTable> more);
+
 /// {"title", "columns", "rows", "note", "figure": null or {"axis", "across", "logarithmic",
 /// "form", and of a power "lines"}}
 nlohmann::ordered_json to_json(const ResultTable& table);

@@ -289,12 +289,11 @@ std::vector<ResultTable> sweep_heads(Context& context, const std::string& label,
                                  context, folder)
                         .summary;
                   });
-    for (auto& table : sweep_tables(sweep, label + ", " + rule, "heads H", "value at the last step",
-                                    {{"train_loss", "training loss", ""},
-                                     {"test_loss", "test loss", ""},
-                                     {"dist", "||theta - theta_0||", ""},
-                                     {"kappa", "kappa", "-1/2 at fixed ||theta||"}}))
-      tables.push_back(std::move(table));
+    append(tables, sweep_tables(sweep, label + ", " + rule, "heads H", "value at the last step",
+                                {{"train_loss", "training loss", ""},
+                                 {"test_loss", "test loss", ""},
+                                 {"dist", "||theta - theta_0||", ""},
+                                 {"kappa", "kappa", "-1/2 at fixed ||theta||"}}));
     tables.push_back(
         mean_table(sweep, label + ", " + rule + ": errors and bounds", "heads H",
                    {{"train_err", "training error"},

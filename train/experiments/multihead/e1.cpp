@@ -28,13 +28,12 @@ std::vector<ResultTable> run(Context& context) {
   const auto options = mixture_options(s);
   std::vector<ResultTable> tables;
   for (const auto n : s.at("n").get<std::vector<int64_t>>())
-    for (auto& table :
-         sweep_heads(context, fmt::format("n{}", n), [&](int64_t H, uint64_t seed) -> Trial {
-           return {model::mixture(n, options, seed, "train"),
-                   model::mixture(s.at("n_test"), options, seed, "test"),
-                   model::zero_init(H, options.T, options.d)};
-         }))
-      tables.push_back(std::move(table));
+    append(tables,
+           sweep_heads(context, fmt::format("n{}", n), [&](int64_t H, uint64_t seed) -> Trial {
+             return {model::mixture(n, options, seed, "train"),
+                     model::mixture(s.at("n_test"), options, seed, "test"),
+                     model::zero_init(H, options.T, options.d)};
+           }));
   return tables;
 }
 

@@ -29,13 +29,12 @@ std::vector<ResultTable> run(Context& context) {
   const double margin = s.at("margin_min");
   std::vector<ResultTable> tables;
   for (const auto n : s.at("n").get<std::vector<int64_t>>())
-    for (auto& table :
-         sweep_heads(context, fmt::format("n{}", n), [&](int64_t H, uint64_t seed) -> Trial {
-           return {model::planted(n, T, d, seed, "train", margin),
-                   model::planted(s.at("n_test"), T, d, seed, "test", margin),
-                   model::zero_init(H, T, d)};
-         }))
-      tables.push_back(std::move(table));
+    append(tables,
+           sweep_heads(context, fmt::format("n{}", n), [&](int64_t H, uint64_t seed) -> Trial {
+             return {model::planted(n, T, d, seed, "train", margin),
+                     model::planted(s.at("n_test"), T, d, seed, "test", margin),
+                     model::zero_init(H, T, d)};
+           }));
   return tables;
 }
 

@@ -54,11 +54,10 @@ std::vector<ResultTable> run(Context& context) {
                   {"margin_lower", "margin of the tangent kernel, at least"},
                   {"margin_upper", "and at most"}},
                  "The margin is certified from both sides (away-step Frank-Wolfe).")};
-  for (auto& table : sweep_heads(context, "onestep", [&](int64_t H, uint64_t seed) -> Trial {
-         return {model::mixture(s.at("n"), options, seed, "train"),
-                 model::mixture(s.at("n_test"), options, seed, "test"), start_of(s, H, seed)};
-       }))
-    tables.push_back(std::move(table));
+  append(tables, sweep_heads(context, "onestep", [&](int64_t H, uint64_t seed) -> Trial {
+           return {model::mixture(s.at("n"), options, seed, "train"),
+                   model::mixture(s.at("n_test"), options, seed, "test"), start_of(s, H, seed)};
+         }));
   return tables;
 }
 

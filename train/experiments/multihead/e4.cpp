@@ -85,10 +85,9 @@ std::vector<ResultTable> run(Context& context) {
   std::string note = "K = n.";
   const auto kept = resolved(by_samples, note);
   if (!kept.x.empty())
-    for (auto& table : sweep_tables(kept, "Generalisation gap against the samples", "samples n",
-                                    "test loss - training loss",
-                                    {{"gap", "gap", "bound: -1 at K of order n"}}, note))
-      tables.push_back(std::move(table));
+    append(tables, sweep_tables(kept, "Generalisation gap against the samples", "samples n",
+                                "test loss - training loss",
+                                {{"gap", "gap", "bound: -1 at K of order n"}}, note));
   return tables;
 }
 

@@ -42,14 +42,13 @@ std::vector<ResultTable> run(Context& context) {
                                  context, folder)
                         .summary;
                   });
-    for (auto& table :
-         sweep_tables(sweep, "Curvature at the last step, start " + name, "heads H", "value",
-                      {{"kappa", "kappa", "-1/2 at fixed ||theta||"},
-                       {"negative_over_loss", "-lambda_min / L (at most kappa)", ""},
-                       {"lambda_max", "lambda_max", ""},
-                       {"grad_over_loss", "||grad L|| / L (at most beta_1)", ""},
-                       {"beta1", "beta_1", ""}}))
-      tables.push_back(std::move(table));
+    append(tables,
+           sweep_tables(sweep, "Curvature at the last step, start " + name, "heads H", "value",
+                        {{"kappa", "kappa", "-1/2 at fixed ||theta||"},
+                         {"negative_over_loss", "-lambda_min / L (at most kappa)", ""},
+                         {"lambda_max", "lambda_max", ""},
+                         {"grad_over_loss", "||grad L|| / L (at most beta_1)", ""},
+                         {"beta1", "beta_1", ""}}));
     tables.push_back(
         mean_table(sweep, "Tangent kernel at the last step, start " + name, "heads H",
                    {{"ntk_drift_U", "drift of block U"},

@@ -44,11 +44,10 @@ std::vector<ResultTable> run(Context& context) {
                        context, folder)
               .summary;
         });
-    for (auto& table : sweep_tables(sweep, "Linearisation error, start " + name, "heads H",
-                                    "|Phi - Phi_lin| at the last step",
-                                    {{"linearisation_sup", "sup", "-1/2 or steeper"},
-                                     {"linearisation_rms", "rms", "-1/2 or steeper"}}))
-      tables.push_back(std::move(table));
+    append(tables, sweep_tables(sweep, "Linearisation error, start " + name, "heads H",
+                                "|Phi - Phi_lin| at the last step",
+                                {{"linearisation_sup", "sup", "-1/2 or steeper"},
+                                 {"linearisation_rms", "rms", "-1/2 or steeper"}}));
   }
   return tables;
 }

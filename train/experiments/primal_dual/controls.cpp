@@ -204,7 +204,7 @@ std::vector<ResultTable> tables_on(Context& context, const Dataset& dataset) {
 std::vector<ResultTable> run(Context& context) {
   std::vector<ResultTable> tables;
   for (const auto& name : context.settings().at("data"))
-    for (auto& table : tables_on(context, load_dataset(name))) tables.push_back(std::move(table));
+    append(tables, tables_on(context, load_dataset(name)));
   return tables;
 }
 

@@ -73,7 +73,7 @@ class Retrieval {
 
   std::vector<ResultTable> run() {
     auto tables = untrained_tables();
-    for (auto& table : trained_tables()) tables.push_back(std::move(table));
+    append(tables, trained_tables());
     return tables;
   }
 

@@ -180,7 +180,7 @@ std::vector<ResultTable> compare_on(Context& context, const Dataset& dataset) {
 std::vector<ResultTable> compare_methods(Context& context) {
   std::vector<ResultTable> tables;
   for (const auto& name : context.settings().at("data"))
-    for (auto& table : compare_on(context, load_dataset(name))) tables.push_back(std::move(table));
+    append(tables, compare_on(context, load_dataset(name)));
   return tables;
 }
 

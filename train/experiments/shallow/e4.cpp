@@ -44,14 +44,14 @@ std::vector<ResultTable> run(Context& context) {
         batch == 0 ? ""
                    : "With single samples the loss is evaluated at 256 steps or every "
                      "step: its minimum over those is an upper bound.";
-    for (auto& table : sweep_tables(
-             sweep, batch == 0 ? "Projected gradient descent" : "Projected SGD, one sample a step",
-             "iterations tau", "loss",
-             {{"min_loss", "smallest L_n", "bound: -1/2 until the floor of m"},
-              {"min_loss_over_var", "smallest L_n / var(y)", "bound: -1/2"},
-              {"average_loss", "L_n of the mean iterate", "bound: -1/2"}},
-             note))
-      tables.push_back(std::move(table));
+    append(tables, sweep_tables(sweep,
+                                batch == 0 ? "Projected gradient descent"
+                                           : "Projected SGD, one sample a step",
+                                "iterations tau", "loss",
+                                {{"min_loss", "smallest L_n", "bound: -1/2 until the floor of m"},
+                                 {"min_loss_over_var", "smallest L_n / var(y)", "bound: -1/2"},
+                                 {"average_loss", "L_n of the mean iterate", "bound: -1/2"}},
+                                note));
   }
   return tables;
 }

@@ -50,25 +50,24 @@ std::vector<ResultTable> run(Context& context) {
                   [&](double n, uint64_t seed, const auto&) {
                     return measure(s, static_cast<int64_t>(n), s.at("anchors"), m, seed);
                   });
-    for (auto& table :
-         sweep_tables(by_n, fmt::format("Error of approximation against the samples, m = {}", m),
-                      "samples n", "error",
-                      {{"sup", "sup |f_lin - y|", "bound: sqrt(log n), exponent to 0"},
-                       {"sup_over_log", "sup over sqrt(log(2n/delta))", "bounded"},
-                       {"rms", "rms", "0"}}))
-      tables.push_back(std::move(table));
+    append(tables,
+           sweep_tables(by_n, fmt::format("Error of approximation against the samples, m = {}", m),
+                        "samples n", "error",
+                        {{"sup", "sup |f_lin - y|", "bound: sqrt(log n), exponent to 0"},
+                         {"sup_over_log", "sup over sqrt(log(2n/delta))", "bounded"},
+                         {"rms", "rms", "0"}}));
     const auto by_anchors = run_sweep(
         context, fmt::format("m{}-anchors", m), numbers(s.at("anchor_list")),
         [&](double anchors, uint64_t seed, const auto&) {
           return measure(s, s.at("anchor_samples"), static_cast<int64_t>(anchors), m, seed);
         });
-    for (auto& table : sweep_tables(
-             by_anchors, fmt::format("Error of approximation against the anchors, m = {}", m),
-             "anchors R", "error",
-             {{"sup", "sup |f_lin - y|", ""},
-              {"sup_over_sd", "sup over sd(y)", ""},
-              {"variance", "var(y)", ""}}))
-      tables.push_back(std::move(table));
+    append(tables,
+           sweep_tables(by_anchors,
+                        fmt::format("Error of approximation against the anchors, m = {}", m),
+                        "anchors R", "error",
+                        {{"sup", "sup |f_lin - y|", ""},
+                         {"sup_over_sd", "sup over sd(y)", ""},
+                         {"variance", "var(y)", ""}}));
   }
   return tables;
 }

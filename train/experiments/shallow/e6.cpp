@@ -63,14 +63,13 @@ std::vector<ResultTable> run(Context& context) {
                     {"approximation_sup", "sup |f_lin - y|", "bounded, no T"},
                     {"variance", "var(y)", ""}},
                    "Anchors, teacher and data are drawn again for every length.");
-  for (auto& table :
-       sweep_tables(sweep, "State of inference, and memory of training", "length T", "bytes",
-                    {{"state_transformer", "transformer: its tokens", "1"},
-                     {"state_recurrent", "recurrent network: its heads", "0"},
-                     {"workspace_bytes", "workspace of a gradient", "", false}},
-                    "State while a sequence is read; the workspace is what training "
-                    "allocates besides parameters and data."))
-    tables.push_back(std::move(table));
+  append(tables,
+         sweep_tables(sweep, "State of inference, and memory of training", "length T", "bytes",
+                      {{"state_transformer", "transformer: its tokens", "1"},
+                       {"state_recurrent", "recurrent network: its heads", "0"},
+                       {"workspace_bytes", "workspace of a gradient", "", false}},
+                      "State while a sequence is read; the workspace is what training "
+                      "allocates besides parameters and data."));
   return tables;
 }
 

@@ -167,14 +167,14 @@ std::vector<ResultTable> run(Context& context) {
                    {{"transformer_mse", "transformer", "roughly constant"},
                     {"recurrent_mse", "recurrent network", "better at small L, worse with L"}},
                    channels + " Bayes: 0.1; predicting zero: 0.526.");
-  for (auto& table : sweep_tables(
-           sweep, "Largest Jacobian over samples and logged steps", "lag L", "norm",
-           {{"transformer_jacobian", "transformer, ||grad_W f||", "small"},
-            {"transformer_jacobian_mean", "transformer, mean over steps", ""},
-            {"recurrent_jacobian", "recurrent network, ||grad_w f||", "large and fluctuating"},
-            {"recurrent_jacobian_mean", "recurrent network, mean over steps", ""}},
-           channels))
-    tables.push_back(std::move(table));
+  append(tables,
+         sweep_tables(
+             sweep, "Largest Jacobian over samples and logged steps", "lag L", "norm",
+             {{"transformer_jacobian", "transformer, ||grad_W f||", "small"},
+              {"transformer_jacobian_mean", "transformer, mean over steps", ""},
+              {"recurrent_jacobian", "recurrent network, ||grad_w f||", "large and fluctuating"},
+              {"recurrent_jacobian_mean", "recurrent network, mean over steps", ""}},
+             channels));
   tables.push_back(mean_table(
       sweep, "Diverged runs", "lag L",
       {{"transformer_diverged", "transformer"}, {"recurrent_diverged", "recurrent network"}}));

@@ -71,9 +71,8 @@ std::vector<ResultTable> run(Context& context) {
   auto tables = sweep_tables(sweep, "Root mean square over heads and inputs", "length T",
                              "|dh/dw|, ||dh/dW||", rms,
                              "Power laws are not fitted where the bound grows exponentially.");
-  for (auto& table :
-       sweep_tables(sweep, "Largest over heads and inputs", "length T", "|dh/dw|, ||dh/dW||", sup))
-    tables.push_back(std::move(table));
+  append(tables, sweep_tables(sweep, "Largest over heads and inputs", "length T",
+                              "|dh/dw|, ||dh/dW||", sup));
   return tables;
 }
 

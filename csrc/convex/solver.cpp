@@ -7,6 +7,7 @@
 #include <limits>
 #include <optional>
 
+#include "csrc/convex/newton.h"
 #include "csrc/convex/tiles.h"
 
 namespace kktorch::csrc {
@@ -234,12 +235,13 @@ class Solver {
   /// Iterates on the working set, which shrinks on the way, until the gap on it is small enough.
   Status iterate(std::vector<T>& Z, double tolerance) {
     while (true) {
-      Fista<T> fista({&set_.design(), &set_.penalty(), data_.loss, data_.targets,
-                      rows_per_sample(data_), data_.c, beta_},
-                     lip_);
+      const ConvexProgram<T> program = {&set_.design(), &set_.penalty(),        data_.loss,
+                                        data_.targets,  rows_per_sample(data_), data_.c,
+                                        beta_};
+      Fista<T> fista(program, lip_);
       fista.start(std::move(Z));
       bool shrinks = false;
-      const auto status = iterate(fista, tolerance, shrinks);
+      const auto status = iterate(program, fista, tolerance, shrinks);
       lip_ = fista.lip();
       result_.backtracks += fista.backtracks();
       result_.restarts += fista.restarts();
@@ -253,14 +255,15 @@ class Solver {
     }
   }
 
-  Status iterate(Fista<T>& fista, double tolerance, bool& shrinks) {
+  Status iterate(const ConvexProgram<T>& program, Fista<T>& fista, double tolerance,
+                 bool& shrinks) {
     double slow_gap = std::numeric_limits<double>::infinity();
     int64_t slow_since = result_.iterations;
     while (true) {
       const double F = fista.objective(), gap = F - fista.best_dual();
       if (gap <= allowed(F, tolerance)) return Status::kConverged;
       if (result_.iterations >= options_.max_iter) return Status::kMaxIter;
-      if (options_.time_limit > 0 && seconds() > options_.time_limit) return Status::kTimeLimit;
+      if (is_late()) return Status::kTimeLimit;
       if (gap < 0.9 * slow_gap) {
         slow_gap = gap;
         slow_since = result_.iterations;
@@ -268,15 +271,46 @@ class Solver {
         return Status::kPrecisionLimit;
       }
       fista.step();
-      const Iterate now = {++result_.iterations, seconds(), fista.objective(),
-                           fista.objective() - fista.best_dual()};
-      result_.history.push_back(now);
-      if (options_.progress && !options_.progress(now)) return Status::kInterrupted;
+      if (!record(fista.objective(), fista.best_dual())) return Status::kInterrupted;
+      if (result_.iterations >= next_newton_ && !refine(program, fista, tolerance))
+        return Status::kInterrupted;
       if (is_screened() && result_.iterations % options_.screen_every == 0) {
         screen(fista);
         if ((shrinks = set_.can_shrink())) return Status::kConverged;
       }
     }
+  }
+
+  bool is_late() const { return options_.time_limit > 0 && seconds() > options_.time_limit; }
+
+  /// One more iteration; false if the caller wants no other.
+  bool record(double objective, double dual) {
+    const Iterate now = {++result_.iterations, seconds(), objective, objective - dual};
+    result_.history.push_back(now);
+    return !options_.progress || options_.progress(now);
+  }
+
+  /// Newton steps on the active groups, if one costs no more than kMostReads reads.
+  bool refine(const ConvexProgram<T>& program, Fista<T>& fista, double tolerance) {
+    bool goes_on = true;
+    if constexpr (std::is_same_v<T, double>) {
+      next_newton_ = result_.iterations + kWait;
+      if (!options_.newton || data_.penalty != PenaltyKind::kGroup || !data_.X) return true;
+      const double cost = newton_cost(program, fista.Z());
+      if (cost > kMostReads) return true;
+      auto Z = fista.Z();
+      const double F = fista.objective(), accuracy = 0.1 * allowed(F, tolerance) / std::abs(F);
+      int64_t steps = 0;
+      newton_steps(program, Z, accuracy, [&](double objective) {
+        ++result_.newton_steps;
+        goes_on = record(objective, fista.best_dual());
+        return goes_on && ++steps < kNewtonSteps && !is_late() &&
+               result_.iterations < options_.max_iter;
+      });
+      if (steps > 0 || !goes_on) fista.start(std::move(Z));
+      next_newton_ = result_.iterations + kWait + static_cast<int64_t>(cost / 8);
+    }
+    return goes_on;
   }
 
   bool is_screened() const {
@@ -308,12 +342,20 @@ class Solver {
       result_.dual = certificate.dual;
       result_.gap = certificate.gap;
     }
+    // Newton steps end at the optimum to rounding, where F - D has any sign.
+    constexpr double kRounding = 1e-12;
+    const double least = -kRounding * std::abs(result_.objective);
+    if (least < result_.gap && 0 > result_.gap) result_.gap = 0;
     return result_.gap <= allowed(result_.objective, options_.tol_rel);
   }
 
   struct Estimate {
     double objective, dual;
   };
+
+  /// Newton's method is tried again after that many iterations, and more where a step is dear.
+  static constexpr int64_t kWait = 5, kNewtonSteps = 20;
+  static constexpr double kMostReads = 300;
 
   /// Iterations without progress of a tenth after which rounding is to blame.
   static constexpr int64_t kSlow = std::is_same_v<T, double> ? 5000 : 300;
@@ -324,6 +366,7 @@ class Solver {
   const Parallel& parallel_;
   WorkingSet<T> set_;
   double lip_ = 0;
+  int64_t next_newton_ = kWait;
   Estimate estimate_ = {};
   std::vector<double> hint_;
   Clock::time_point start_ = Clock::now();

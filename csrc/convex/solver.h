@@ -4,7 +4,8 @@
 //
 //     min over Z of  L(A(Z), Y) + beta Omega(Z)
 //
-// FISTA with a duality gap at every iteration (fista.h), gap-safe screening of groups, and a
+// FISTA with a duality gap at every iteration (fista.h), gap-safe screening of groups, Newton's
+// method on the active groups where a step costs no more than some reads (newton.h), and a
 // certificate in float64 over all groups at the end. Stops at gap <= max(tol_abs, tol_rel |F|).
 #include <functional>
 #include <memory>
@@ -33,6 +34,7 @@ struct SolveOptions {
   int64_t max_iter = 20000, screen_every = 10;  ///< screen_every = 0: no screening
   double time_limit = 0;                        ///< seconds, 0 = none
   double lip = 0;                               ///< a known Lipschitz constant, 0 = estimate it
+  bool newton = true;                           ///< steps on the active groups, where they pay
   /// Called after every iteration; false stops with the best point so far.
   std::function<bool(const Iterate&)> progress = {};
 };
@@ -47,7 +49,8 @@ struct Solution {
   std::vector<double> multipliers;  ///< Lambda, [N, c] or [N, n, c]
   double objective = 0, dual = 0, gap = 0, beta_max = 0, lip = 0;
   Status status = Status::kMaxIter;
-  int64_t iterations = 0, reads = 0, backtracks = 0, restarts = 0, screened = 0;
+  int64_t iterations = 0, reads = 0, backtracks = 0, restarts = 0, screened = 0,
+          newton_steps = 0;  ///< counted in iterations too
   std::vector<Iterate> history;
 };
 

@@ -1,10 +1,11 @@
 // Built once per instruction-set tier (KKTORCH_TIER). Long rows: one row per vector loop. Short
-// rows, simplex projection only: a block of rows is transposed, and a vector lane is a row.
+// rows, simplex projection only: a block of rows is transposed, and a vector lane is a row; float32
+// rows find their set in float32, and the sums of the last steps are float64.
 #include <algorithm>
 #include <cmath>
 #include <limits>
 
-#include "csrc/attention/core/vector.h"
+#include "csrc/attention/core/pack.h"
 #include "csrc/common/row_convert.h"
 #include "csrc/convex/rows.h"
 
@@ -18,29 +19,44 @@ using Mask = Vector<int64_t>;
 /// kWide values of type A in float64.
 template <typename A>
 inline Doubles load_doubles(const A* from) {
+#if defined(__AVX512F__)
+  // GCC 12 splits the conversion below in two.
+  if constexpr (sizeof(A) == 4) return _mm512_cvtps_pd(_mm256_loadu_ps(from));
+#endif
   typedef A Narrow __attribute__((vector_size(kWide * sizeof(A))));
   return __builtin_convertvector(load<Narrow>(from), Doubles);
+}
+
+/// As many values as a vector of Wide has lanes; Wide is A or double.
+template <typename Wide, typename A>
+inline Vector<Wide> load_as(const A* from) {
+  if constexpr (std::is_same_v<Wide, A>)
+    return load<Vector<A>>(from);
+  else
+    return load_doubles(from);
 }
 
 template <typename A>
 constexpr A kInfinity = std::numeric_limits<A>::infinity();
 
-/// Appends the values y[0..kWide) whose bit of `mask` is set to `to`, which may lie before y or at
-/// y; may write kWide values. Returns how many there are.
+/// Appends the lanes of x whose mask is set to `to`; writes a whole vector. Returns how many there
+/// are.
 template <typename A>
-inline int64_t append(const A* y, Mask mask, A* to) {
+inline int64_t append(Vector<A> x, Vector<Bits<A>> mask, A* to) {
 #if defined(__AVX512VL__)
-  const auto bits = static_cast<__mmask8>(_mm512_movepi64_mask(reinterpret_cast<__m512i>(mask)));
   if constexpr (sizeof(A) == 4) {
-    _mm256_storeu_ps(to, _mm256_maskz_compress_ps(bits, _mm256_loadu_ps(y)));
+    const auto bits = _mm512_movepi32_mask(reinterpret_cast<__m512i>(mask));
+    store(to, _mm512_maskz_compress_ps(bits, x));
+    return __builtin_popcount(bits);
   } else {
-    _mm512_storeu_pd(to, _mm512_maskz_compress_pd(bits, _mm512_loadu_pd(y)));
+    const auto bits = _mm512_movepi64_mask(reinterpret_cast<__m512i>(mask));
+    store(to, _mm512_maskz_compress_pd(bits, x));
+    return __builtin_popcount(bits);
   }
-  return __builtin_popcount(bits);
 #else
   int64_t count = 0;
-  for (int i = 0; i < kWide; ++i) {
-    to[count] = y[i];
+  for (int i = 0; i < kLanes<A>; ++i) {
+    to[count] = x[i];
     count -= mask[i];  // -1 where set
   }
   return count;
@@ -53,74 +69,85 @@ struct Kept {
   double sum;
 };
 
-/// Fills y[count..] with -inf up to the next whole vector.
+/// The sum of y[0..count), which has room for a vector more.
 template <typename A>
-inline void pad(A* y, int64_t count) {
-  for (int64_t i = 0; i < kWide; ++i) y[count + i] = -kInfinity<A>;
+inline Kept summed(A* y, int64_t count) {
+  constexpr int kStep = 2 * kWide;
+  for (int i = 0; i < kStep; ++i) y[count + i] = 0;
+  Doubles sum[2] = {};
+  for (int64_t i = 0; i < count; i += kStep)
+    for (int j = 0; j < 2; ++j) sum[j] += load_doubles(y + i + j * kWide);
+  for (int i = 0; i < kStep; ++i) y[count + i] = -kInfinity<A>;
+  return {count, reduce_sum<double>(sum[0] + sum[1])};
 }
 
-/// Keeps what is above tau of y[0..count), in place and in order; y has room for kWide more.
+/// The largest value of type A that is not above x: what exceeds x exceeds it too.
+template <typename A>
+inline A rounded_down(double x) {
+  const A near = static_cast<A>(x);
+  return static_cast<double>(near) > x ? std::nextafter(near, -kInfinity<A>) : near;
+}
+
+/// Keeps what is above tau of y[0..count), in place and in order.
 template <typename A>
 inline Kept keep_above(A* y, int64_t count, double tau) {
-  const auto threshold = broadcast(tau);
-  Doubles sum = {};
+  const auto low = broadcast(rounded_down<A>(tau));
   int64_t kept = 0;
-  for (int64_t i = 0; i < count; i += kWide) {
-    const auto values = load_doubles(y + i);
-    const Mask above = values > threshold;
-    sum += above ? values : Doubles{};
-    kept += append(y + i, above, y + kept);
+  for (int64_t i = 0; i < count; i += kLanes<A>) {
+    const auto x = load<Vector<A>>(y + i);
+    kept += append<A>(x, x > low, y + kept);
   }
-  pad(y, kept);
-  return {kept, reduce_sum<double>(sum)};
+  return summed(y, kept);
 }
 
 /// The largest entry; NaN if the row holds NaN or +inf, or nothing but -inf.
 template <typename A>
 inline A checked_max(const A* v, int64_t size) {
   constexpr int kStep = kLanes<A>;
-  auto top = broadcast(-kInfinity<A>);
-  auto sum = Vector<A>{};  // NaN as soon as an entry is NaN or +inf
+  using V = Vector<A>;
+  const auto infinity = broadcast(kInfinity<A>);
+  V top[2] = {broadcast(-kInfinity<A>), broadcast(-kInfinity<A>)};
+  Vector<Bits<A>> usual = top[0] < infinity;
   int64_t k = 0;
-  for (; k + kStep <= size; k += kStep) {
-    const auto x = load<Vector<A>>(v + k);
-    top = larger(x, top);
-    sum += x * A(0) == Vector<A>{} || x == -kInfinity<A> ? Vector<A>{} : x;
-  }
-  A result = reduce_max<A>(top), strange = reduce_sum<A>(sum);
+  for (; k + 2 * kStep <= size; k += 2 * kStep)
+    for (int i = 0; i < 2; ++i) {
+      const auto x = load<V>(v + k + i * kStep);
+      top[i] = larger(x, top[i]);
+      usual &= x < infinity;  // not of NaN
+    }
+  A result = reduce_max<A>(larger(top[0], top[1]));
+  bool strange = reduce<Bits<A>>(usual, [](auto a, auto b) { return a & b; }) == 0;
   for (; k < size; ++k) {
     result = std::max(result, v[k]);
-    if (std::isnan(v[k]) || v[k] == kInfinity<A>) strange = v[k];
+    strange |= !(v[k] < kInfinity<A>);
   }
-  return strange != 0 || result == -kInfinity<A> ? std::numeric_limits<A>::quiet_NaN() : result;
+  return strange || result == -kInfinity<A> ? std::numeric_limits<A>::quiet_NaN() : result;
 }
 
-/// y = v - top for the entries above -radius; y has room for size + kWide.
+/// Are any of the lanes set?
+template <typename M>
+inline bool any(M mask) {
+  return reduce<std::decay_t<decltype(mask[0])>>(mask, [](auto a, auto b) { return a | b; }) != 0;
+}
+
+/// y = v - top for the entries above -radius; y has room for size + 2 vectors.
 template <typename A>
 inline Kept keep_near_top(const A* v, int64_t size, A top, double radius, A* y) {
-  // Rounded down: what is kept for nothing leaves in the first step.
-  const A low = std::nextafter(static_cast<A>(-radius), -kInfinity<A>);
-  const auto tops = broadcast(static_cast<double>(top)), lows = broadcast(static_cast<double>(low));
-  Doubles sum = {};
+  constexpr int kStep = kLanes<A>;
+  const auto tops = broadcast(top), low = broadcast(rounded_down<A>(-radius));
   int64_t kept = 0, k = 0;
-  A block[2 * kWide];
   const auto take = [&](const A* from) {
-    const auto exact = load_doubles(from) - tops;
-    for (int i = 0; i < kWide; ++i) block[i] = static_cast<A>(exact[i]);
-    const auto values = load_doubles(block);
-    const Mask above = values > lows;
-    sum += above ? values : Doubles{};
-    kept += append(block, above, y + kept);
+    const Vector<A> x = load<Vector<A>>(from) - tops;
+    kept += append<A>(x, x > low, y + kept);
   };
-  for (; k + kWide <= size; k += kWide) take(v + k);
+  for (; k + kStep <= size; k += kStep) take(v + k);
   if (k < size) {
-    A tail[kWide];
-    std::fill_n(tail, kWide, -kInfinity<A>);
+    A tail[kStep];
+    std::fill_n(tail, kStep, -kInfinity<A>);
     std::copy_n(v + k, size - k, tail);
     take(tail);
   }
-  pad(y, kept);
-  return {kept, reduce_sum<double>(sum)};
+  return summed(y, kept);
 }
 
 /// tau of one row from its entries near the top; counts the steps.
@@ -162,64 +189,129 @@ inline int64_t project_row(const A* v, int64_t size, double radius, A* w, A* scr
   return steps;
 }
 
-// ---- short rows: kWide rows side by side, entry k of row r at y[k * kWide + r] ----
+// ---- short rows: as many side by side as a vector has lanes, entry k of row r at y[k * lanes + r]
 
-constexpr int64_t kShort = 24;
+constexpr int64_t kShort = 128;
+constexpr int kUnroll = 4;  // sums side by side, so that additions need not wait for each other
 
-struct Columns {
-  double y[kShort * kWide];
+/// Sum and number of what is above tau, in every lane; Wide is double or A.
+template <typename A, typename Wide>
+struct Above {
+  static constexpr int kParts = kLanes<A> / kLanes<Wide>;
+  Vector<Wide> sum[kParts] = {}, count[kParts] = {};
+
+  /// Reads size entries, rounded up to kUnroll.
+  Above(const A* y, int64_t size, const Vector<Wide> (&tau)[kParts]) {
+    Vector<Wide> sums[kUnroll][kParts] = {}, counts[kUnroll][kParts] = {};
+    for (int64_t k = 0; k < size; k += kUnroll)
+#pragma GCC unroll 4
+      for (int u = 0; u < kUnroll; ++u)
+#pragma GCC unroll 2
+        for (int i = 0; i < kParts; ++i) {
+          const A* from = y + (k + u) * kLanes<A> + i * kLanes<Wide>;
+          const auto x = load_as<Wide>(from);
+          const auto above = x > tau[i];
+          sums[u][i] += above ? x : Vector<Wide>{};
+          counts[u][i] += above ? broadcast(Wide(1)) : Vector<Wide>{};
+        }
+    for (int i = 0; i < kParts; ++i) {
+      sum[i] = (sums[0][i] + sums[1][i]) + (sums[2][i] + sums[3][i]);
+      count[i] = (counts[0][i] + counts[1][i]) + (counts[2][i] + counts[3][i]);
+    }
+  }
 };
 
-/// Newton's method in every lane; a lane whose set no longer shrinks keeps its tau.
-inline int64_t project_columns(Columns& c, int64_t size, double radius) {
-  auto top = broadcast(-kInfinity<double>);
-  Mask strange = {};
-  for (int64_t k = 0; k < size; ++k) {
-    const auto x = load<Doubles>(c.y + k * kWide);
-    top = larger(x, top);
-    strange |= (x != x) | (x == kInfinity<double>);
+/// Newton's method from tau in every lane; a lane whose set no longer shrinks keeps its tau. With
+/// `free` the first step may also go back: for a tau that is rounded up.
+template <typename A, typename Wide>
+inline int64_t newton_lanes(const A* y, int64_t size, double radius, bool free,
+                            Vector<Wide> (&tau)[Above<A, Wide>::kParts]) {
+  using V = Vector<Wide>;
+  constexpr int kParts = Above<A, Wide>::kParts;
+  Vector<Bits<Wide>> live[kParts];
+  V count[kParts];
+  for (int i = 0; i < kParts; ++i) {
+    live[i] = tau[i] == tau[i];
+    count[i] = broadcast(static_cast<Wide>(size + 1));
   }
-  strange |= top == -kInfinity<double>;
-  auto tau = broadcast(-radius), count = broadcast(static_cast<double>(size + 1));
-  for (int64_t k = 0; k < size; ++k) store(c.y + k * kWide, load<Doubles>(c.y + k * kWide) - top);
-  Mask live = ~strange;
-  int64_t steps = 0;
-  while (reduce<int64_t>(live, [](auto a, auto b) { return a | b; })) {
-    Doubles sum = {}, left = {};
-    for (int64_t k = 0; k < size; ++k) {
-      const auto x = load<Doubles>(c.y + k * kWide);
-      const Mask above = x > tau;
-      sum += above ? x : Doubles{};
-      left += above ? broadcast(1.) : Doubles{};
+  for (int64_t steps = 1;; ++steps) {
+    const Above<A, Wide> above(y, size, tau);
+    auto left = Vector<Bits<Wide>>{};
+    for (int i = 0; i < kParts; ++i) {
+      const V next = (above.sum[i] - static_cast<Wide>(radius)) / above.count[i];
+      live[i] &= (above.count[i] < count[i]) & (above.count[i] > Wide(0));
+      if (!free || steps > 1) live[i] &= next > tau[i];
+      tau[i] = live[i] ? next : tau[i];
+      count[i] = live[i] ? above.count[i] : count[i];
+      left |= live[i];
     }
-    const auto next = (sum - radius) / left;
-    live &= (left < count) & (left > 0.) & (next > tau);
-    tau = live ? next : tau;
-    count = live ? left : count;
-    ++steps;
+    if (!any(left)) return steps;
+  }
+}
+
+/// Projects the columns of y in place; a column with NaN or +inf, or of -inf alone becomes NaN.
+template <typename A>
+inline int64_t project_columns(A* y, int64_t size, double radius) {
+  using V = Vector<A>;
+  constexpr int kL = kLanes<A>;
+  const auto infinity = broadcast(kInfinity<A>);
+  V top = -infinity;
+  Vector<Bits<A>> usual = top < infinity;
+  for (int64_t k = 0; k < size; ++k) {
+    const auto x = load<V>(y + k * kL);
+    top = larger(x, top);
+    usual &= x < infinity;  // not of NaN
+  }
+  usual &= top > -infinity;
+  top = usual ? top : broadcast(std::numeric_limits<A>::quiet_NaN());
+  for (int64_t k = 0; k < size; ++k) store(y + k * kL, load<V>(y + k * kL) - top);
+  V tau[1] = {usual ? broadcast(static_cast<A>(-radius)) : top};
+  int64_t steps = newton_lanes<A, A>(y, size, radius, false, tau);
+  V high = tau[0], low = {};
+  if constexpr (sizeof(A) == 4) {  // the set is nearly known: its tau in float64
+    Doubles wide[2];
+    typedef A Narrow __attribute__((vector_size(kWide * sizeof(A))));
+    A parts[2][kL];
+    store(parts[0], high);
+    for (int i = 0; i < 2; ++i) wide[i] = load_doubles(parts[0] + i * kWide);
+    steps += newton_lanes<A, double>(y, size, radius, true, wide);
+    for (int i = 0; i < 2; ++i) {
+      const auto rounded = __builtin_convertvector(wide[i], Narrow);
+      store(parts[0] + i * kWide, rounded);
+      store(parts[1] + i * kWide,
+            __builtin_convertvector(wide[i] - __builtin_convertvector(rounded, Doubles), Narrow));
+    }
+    high = load<V>(parts[0]);
+    low = load<V>(parts[1]);
   }
   for (int64_t k = 0; k < size; ++k) {
-    const auto above = load<Doubles>(c.y + k * kWide) - tau;
-    const auto w = above > 0. ? above : Doubles{};
-    store(c.y + k * kWide, strange ? broadcast(std::numeric_limits<double>::quiet_NaN()) : w);
+    const V above = (load<V>(y + k * kL) - high) - low;
+    store(y + k * kL, above <= A(0) ? V{} : above);  // NaN stays
   }
   return steps;
 }
 
-template <typename T>
+template <typename T, typename A = acc_t<T>>
 int64_t project_short(Rows<const T> v, int64_t rows, int64_t size, double radius, Rows<T> w) {
-  Columns c;
+  constexpr int kL = kLanes<A>;
+  alignas(kVectorBytes) A upright[kL * kShort], columns[kL * kShort];
+  const int64_t width = (size + kL - 1) / kL * kL;  // a multiple of kUnroll
   int64_t steps = 0;
-  for (int64_t first = 0; first < rows; first += kWide) {
-    const int64_t count = std::min<int64_t>(kWide, rows - first);
-    for (int64_t r = 0; r < kWide; ++r) {
+  for (int64_t first = 0; first < rows; first += kL) {
+    const int64_t count = std::min<int64_t>(kL, rows - first);
+    for (int64_t r = 0; r < kL; ++r) {
       const T* row = v[first + std::min(r, count - 1)];
-      for (int64_t k = 0; k < size; ++k) c.y[k * kWide + r] = static_cast<double>(row[k]);
+      A* to = upright + r * width;
+      for (int64_t k = 0; k < size; ++k) to[k] = static_cast<A>(row[k]);
+      for (int64_t k = size; k < width; ++k) to[k] = -kInfinity<A>;
     }
-    steps = std::max(steps, project_columns(c, size, radius));
+    for (int64_t k = 0; k < width; k += kL)
+      transpose_square(upright + k, width, columns + k * kL, kL);
+    steps = std::max(steps, project_columns(columns, size, radius));
+    for (int64_t k = 0; k < width; k += kL)
+      transpose_square(columns + k * kL, kL, upright + k, width);
     for (int64_t r = 0; r < count; ++r)
-      for (int64_t k = 0; k < size; ++k)
-        w[first + r][k] = static_cast<T>(static_cast<acc_t<T>>(c.y[k * kWide + r]));
+      for (int64_t k = 0; k < size; ++k) w[first + r][k] = static_cast<T>(upright[r * width + k]);
   }
   return steps;
 }

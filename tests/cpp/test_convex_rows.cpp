@@ -20,7 +20,7 @@ torch::Tensor rows(int64_t count, int64_t n) {
 }
 
 TEST_F(ConvexKernels, SimplexProjectionTakesFewStepsAndIsExact) {
-  for (const int64_t n : {1, 7, 24, 25, 100, 1001}) {
+  for (const int64_t n : {1, 7, 24, 100, 128, 129, 1001}) {
     const auto v = rows(60, n);
     for (const double radius : {0.1, 1.0, 5.0}) {
       auto w = torch::empty_like(v);
@@ -45,7 +45,7 @@ TEST_F(ConvexKernels, SimplexProjectionTakesFewStepsAndIsExact) {
 }
 
 TEST_F(ConvexKernels, FloatsAreProjectedLikeDoubles) {
-  for (const int64_t n : {3, 24, 25, 300}) {
+  for (const int64_t n : {3, 16, 25, 128, 129, 300}) {
     const auto v = rows(20, n).to(torch::kFloat), wide = v.to(torch::kDouble);
     auto w = torch::empty_like(v), exact = torch::empty_like(wide);
     std::vector<float> scratch(csrc::simplex_scratch(n));

@@ -11,9 +11,9 @@
 
 #include <algorithm>
 #include <cmath>
-#include <csignal>
 
 #include "ops/convex/inputs.h"
+#include "ops/convex/interrupt.h"
 
 namespace kktorch {
 namespace {
@@ -26,31 +26,6 @@ void run_parallel(int64_t units, const std::function<void(int64_t)>& task) {
     for (int64_t u = begin; u < end; ++u) task(u);
   });
 }
-
-/// While it lives, Ctrl-C is remembered instead of ending the program.
-class CaughtInterrupt {
- public:
-  explicit CaughtInterrupt(bool active) : active_(active) {
-    if (!active) return;
-    received = 0;
-    struct sigaction action = {};
-    action.sa_handler = [](int) { received = 1; };
-    sigemptyset(&action.sa_mask);
-    sigaction(SIGINT, &action, &previous_);
-  }
-  ~CaughtInterrupt() {
-    if (active_) sigaction(SIGINT, &previous_, nullptr);
-  }
-  CaughtInterrupt(const CaughtInterrupt&) = delete;
-  CaughtInterrupt& operator=(const CaughtInterrupt&) = delete;
-
-  bool arrived() const { return active_ && received != 0; }
-
- private:
-  static inline volatile std::sig_atomic_t received = 0;
-  bool active_;
-  struct sigaction previous_ = {};
-};
 
 PenaltyKind penalty_of(std::string_view function, const std::string& name) {
   if (name == "group") return PenaltyKind::kGroup;
@@ -157,7 +132,7 @@ void check_state(std::string_view function, const char* name, const Tensor& Z, c
 
 template <typename T>
 ConvexResult solved(const Prepared& p, double beta, const ConvexOptions& options) {
-  const CaughtInterrupt interrupt(options.catch_interrupt);
+  const detail::CaughtInterrupt interrupt(options.catch_interrupt);
   csrc::SolveOptions core = {.tol_rel = options.tol_rel >= 0 ? options.tol_rel
                                         : sizeof(T) == 8     ? 1e-6
                                                              : 1e-4,

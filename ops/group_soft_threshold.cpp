@@ -10,7 +10,9 @@
 #include <torch/library.h>
 
 #include "csrc/convex/rows.h"
+#include "ops/attention/normalise.h"
 #include "ops/convex/row_tensors.h"
+#include "ops/convex/rows_cuda.h"
 
 namespace kktorch {
 namespace {
@@ -150,6 +152,23 @@ Tensor shrink_aten(const Tensor& u, const Tensor& tau, int64_t group_ndim) {
   return z.view(u.sizes()).to(u.scalar_type());
 }
 
+/// The kernel with KKTORCH_EXPERIMENTAL_CUDA=1, otherwise the composition.
+Tensor shrink_cuda(const Tensor& u, const Tensor& tau, int64_t group_ndim) {
+#ifdef KKTORCH_WITH_CUDA
+  if (detail::use_cuda_kernels()) {
+    check(u, tau, group_ndim);
+    const auto dense = u.contiguous(), threshold = tau.to(at::kDouble).contiguous();
+    auto z = at::empty(u.sizes(), u.options());
+    int64_t size = 1;
+    for (int64_t j = u.dim() - group_ndim; j < u.dim(); ++j) size *= u.size(j);
+    if (u.numel() > 0)
+      detail::shrink_rows_cuda(dense.view({-1, size}), threshold, z.view({-1, size}));
+    return z;
+  }
+#endif
+  return shrink_aten(u, tau, group_ndim);
+}
+
 TwoTensors backward_aten(const Tensor& grad, const Tensor& u, const Tensor& tau,
                          int64_t group_ndim) {
   check(u, tau, group_ndim);
@@ -218,7 +237,7 @@ TORCH_LIBRARY_IMPL(kktorch, CPU, m) {
   m.impl("_group_soft_threshold_backward", &backward_cpu);
 }
 TORCH_LIBRARY_IMPL(kktorch, CUDA, m) {
-  m.impl("group_soft_threshold", &shrink_aten);
+  m.impl("group_soft_threshold", &shrink_cuda);
   m.impl("_group_soft_threshold_backward", &backward_aten);
 }
 TORCH_LIBRARY_IMPL(kktorch, Meta, m) {

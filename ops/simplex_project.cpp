@@ -18,7 +18,9 @@
 #include <limits>
 
 #include "csrc/convex/rows.h"
+#include "ops/attention/normalise.h"
 #include "ops/convex/row_tensors.h"
+#include "ops/convex/rows_cuda.h"
 
 namespace kktorch {
 namespace {
@@ -133,6 +135,21 @@ Tensor project_aten(const Tensor& v, double radius, int64_t dim) {
   return result;
 }
 
+/// The kernel with KKTORCH_EXPERIMENTAL_CUDA=1, otherwise the composition.
+Tensor project_cuda(const Tensor& v, double radius, int64_t dim) {
+#ifdef KKTORCH_WITH_CUDA
+  if (detail::use_cuda_kernels()) {
+    check(v, radius, dim);
+    const auto slices = v.movedim(dim, -1).contiguous(), result = empty_slices(v, dim);
+    const std::vector<int64_t> rows = {-1, v.size(dim)};
+    if (v.numel() > 0)
+      detail::project_rows_cuda(slices.view(rows), radius, result.movedim(dim, -1).view(rows));
+    return result;
+  }
+#endif
+  return project_aten(v, radius, dim);
+}
+
 Tensor backward_aten(const Tensor& grad, const Tensor& w, int64_t dim) {
   check_backward(grad, w, dim);
   const auto inside = w > 0;
@@ -190,7 +207,7 @@ TORCH_LIBRARY_IMPL(kktorch, CPU, m) {
   m.impl("_simplex_project_backward", &backward_cpu);
 }
 TORCH_LIBRARY_IMPL(kktorch, CUDA, m) {
-  m.impl("simplex_project", &project_aten);
+  m.impl("simplex_project", &project_cuda);
   m.impl("_simplex_project_backward", &backward_aten);
 }
 TORCH_LIBRARY_IMPL(kktorch, Meta, m) {

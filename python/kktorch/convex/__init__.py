@@ -7,6 +7,7 @@ certificates are float64.
 - :func:`solve`, :func:`solve_path`, :func:`solve_sequence`: solutions with a duality gap
 - :func:`certify`, :func:`certify_factored`, :func:`beta_max`: bounds for any point
 - :func:`recover_heads`, :func:`heads_to_z`, :func:`reduce_heads`: solutions as networks, and back
+- :func:`train_factored`: such a network trained by other means, with its gap
 - :func:`sample_gates`, :func:`apply_gates`, :func:`gate_report`: the gated program
 - :class:`ConvexAttentionRegressor`, :class:`ConvexAttentionClassifier`: estimators in the style of
   scikit-learn, which they need
@@ -30,6 +31,7 @@ from kktorch.convex._solver import (
     solve_path,
     solve_sequence,
 )
+from kktorch.convex._training import Training, train_factored
 
 __all__ = [
     "Certificate",
@@ -40,6 +42,7 @@ __all__ = [
     "Gates",
     "Heads",
     "Solution",
+    "Training",
     "apply_gates",
     "beta_max",
     "certify",
@@ -52,6 +55,7 @@ __all__ = [
     "solve",
     "solve_path",
     "solve_sequence",
+    "train_factored",
 ]
 
 

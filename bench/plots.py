@@ -109,4 +109,27 @@ def _curves(suite, groups, memory):
     return figure
 
 
-KINDS = {"ratios": _ratios, "ceiling": _ceiling, "curves": _curves}
+def _gap(suite, groups, memory):
+    """A panel per shape and loss: certified gap of every contender against the time that it took;
+    the groups are gaps."""
+    points = {}
+    for cases in groups.values():
+        for case in cases:
+            loss = suite.VARIANTS[case["key"]["variant"]][0]
+            panel = points.setdefault((case["key"][suite.ROW], loss), {})
+            for name, phases in case["seconds"].items():
+                gap = max(case["errors"][name]["gap"], 1e-16)
+                panel.setdefault(name, []).append((phases[TOTAL], gap))
+    figure, axes = _panels(len(points), min(2, len(points)), 3.4)
+    for axis, (panel, series) in zip(axes, points.items(), strict=False):
+        for name, times in series.items():
+            axis.loglog(*zip(*sorted(times), strict=True), "o-", label=name, alpha=0.8)
+        axis.set_title(", ".join(panel))
+        axis.grid(alpha=0.3)
+        axis.legend(frameon=False, fontsize=8)
+    figure.supxlabel("seconds")
+    figure.supylabel("certified relative gap")
+    return figure
+
+
+KINDS = {"gap": _gap, "ratios": _ratios, "ceiling": _ceiling, "curves": _curves}

@@ -16,7 +16,7 @@ import comparison  # noqa: E402
 import harness  # noqa: E402
 import memory  # noqa: E402
 import run  # noqa: E402
-from suites import b1, b2, b5, b6, b7, b8, b9, decode, e5bn, e5sh, layer  # noqa: E402
+from suites import b1, b2, b3, b4, b5, b6, b7, b8, b9, decode, e5bn, e5sh, layer  # noqa: E402
 
 SHAPE = "2x3x17x8"
 SOLVE = attention_svm.svm.att_svm
@@ -262,6 +262,30 @@ def test_every_suite_runs_and_has_its_plots(no_compiler, tmp_path, suite):
         assert f"| {shape} |" in text
     plots = {path.name for path in tmp_path.glob("*-1t/*.svg")}
     assert plots == {f"{suite.NAME}-{plot}.svg" for plot in suite.PLOTS}
+
+
+@pytest.mark.parametrize("suite", [b3, b4], ids=lambda suite: suite.NAME)
+def test_suites_of_convex_attention(no_compiler, tmp_path, suite):
+    variants = list(suite.VARIANTS)
+    assert bench(tmp_path, "--variants", f"{variants[0]},{variants[-1]}", suite=suite.NAME) == 0
+    (store,) = tmp_path.glob(f"*-1t/{suite.NAME}.json")
+    for case in json.loads(store.read_text())["cases"]:
+        named = {*case["ratios"], *case["missing"]}
+        assert named == set(suite.peers(case["key"]["shape"], case["key"]["variant"]))
+        assert suite.MAIN_PEER in case["ratios"], "it needs torch alone"
+    plots = {path.name for path in tmp_path.glob("*-1t/*.svg")}
+    assert plots == {f"{suite.NAME}-{plot}.svg" for plot in suite.PLOTS}
+
+
+def test_gate_of_convex_attention_refuses_a_larger_gap(monkeypatch):
+    case = b4.case("40x5x3-2-1", "float64", "entropy, gap 1e-6")
+    assert case.check([case.subject])["kktorch"]["gap"] <= 1e-6
+    solve = b4.convex.solve
+    monkeypatch.setattr(
+        b4.convex, "solve", lambda *inputs, tol_rel, **options: solve(*inputs, max_iter=2, **options)
+    )
+    with pytest.raises(harness.GateError, match="40x5x3-2-1: expected a gap of 1e-06, but"):
+        case.check([case.subject])
 
 
 @pytest.mark.parametrize("suite", [b5, b6], ids=lambda suite: suite.NAME)

@@ -1,0 +1,136 @@
+"""Convex attention solved to a certified relative gap, float64. The shape is samples x tokens x
+width - outputs - gates; rho = 0.1; targets of four random tokens with noise, half squared error, or
+their largest output as a class (`entropy`). Every solution, of peers too, is certified by
+`kktorch.convex.certify`; a peer gets the loosest of its tolerances that reaches the gap, and where
+none does, the remarks say what it reached. `eager FISTA` is the same algorithm as ours without
+Newton steps, screening and the single read, in PyTorch. celer and skglm solve one output at a time:
+half squared error is a problem for each of them, which they get one after another; they have no
+cross-entropy with groups. cvxpy includes the compilation of the problem, on the smallest shape.
+"""
+
+import functools
+
+import torch
+from harness import TOTAL, Case, Contender, GateError
+from kktorch import convex
+from peers import group_lasso
+
+NAME = "B4"
+TITLE = "B4: the convex program"
+SUBJECT = "kktorch"
+MAIN_PEER = "eager FISTA"
+PRICE = None
+GROUPS = ["dtype", "variant"]
+ROW = "shape"
+CEILING = None
+ERROR = "certified relative gap"
+PLOTS = ["ratios", "gap"]
+DTYPES = {"float64": torch.float64}
+VARIANTS = {
+    "half squared, gap 1e-3": ("half_squared", 1e-3),
+    "half squared, gap 1e-6": ("half_squared", 1e-6),
+    "half squared, gap 1e-8": ("half_squared", 1e-8),
+    "entropy, gap 1e-3": ("cross_entropy", 1e-3),
+    "entropy, gap 1e-6": ("cross_entropy", 1e-6),
+    "entropy, gap 1e-8": ("cross_entropy", 1e-8),
+}
+_TOLERANCES = (1e-2, 1e-3, 1e-4, 1e-5, 1e-6, 1e-7, 1e-8, 1e-10, 1e-12)
+
+
+def shapes(variant: str, quick: bool) -> list[str]:
+    if quick:
+        return ["40x5x3-2-1"]
+    small = ["200x10x4-3-1", "1000x29x12-9-1", "1000x29x12-9-16"]
+    return small + (["5000x128x64-10-1"] if variant.startswith("half") else [])
+
+
+def sizes(shape: str) -> tuple[int, int, int, int, int]:
+    """N, n, d, c, P."""
+    features, c, P = shape.split("-")
+    N, n, d = map(int, features.split("x"))
+    return N, n, d, int(c), int(P)
+
+
+def peers(shape: str, variant: str) -> list[str]:
+    N, n, d, c, P = sizes(shape)
+    names = [MAIN_PEER, f"compile({MAIN_PEER})"]
+    if VARIANTS[variant][0] == "half_squared" and P == 1:
+        names += ["celer", "skglm"]
+    return names + (["cvxpy + Clarabel"] if N * n * d * c * P <= 10**5 else [])
+
+
+def work(shape: str, variant: str) -> dict[str, float]:
+    return {TOTAL: 0.0}
+
+
+def problem(shape: str, loss: str):
+    """X, Y, gates (or None)."""
+    N, n, d, c, P = sizes(shape)
+    generator = torch.Generator().manual_seed(1)
+
+    def draw(*size):
+        return torch.randn(*size, generator=generator, dtype=torch.float64)
+
+    X = draw(N, n, d)
+    Z = torch.zeros(1, c, n, d, dtype=torch.float64)
+    Z[0, :, torch.randperm(n, generator=generator)[:4]] = draw(c, min(4, n), d)
+    Y = torch.ops.kktorch.convex_predict(X, Z) + draw(N, c)
+    if loss == "cross_entropy":
+        Y = Y.argmax(1)
+    gates = convex.sample_gates(X, P, 1).pattern if P > 1 else None
+    return X, Y, gates
+
+
+def case(shape: str, dtype: str, variant: str) -> Case:
+    loss, tol = VARIANTS[variant]
+    X, Y, gates = problem(shape, loss)
+    c = sizes(shape)[3]
+    options = {"loss": loss, "gates": gates}
+    if loss == "cross_entropy":
+        options["classes"] = c
+    beta = 0.1 * convex.beta_max(X, Y, **options)
+    best = convex.solve(X, Y, beta, tol_rel=min(1e-10, 1e-2 * tol), **options)
+    torch._dynamo.reset()
+
+    def gap(Z) -> float:
+        bound = convex.certify(X, Y, beta, Z, multipliers=best.multipliers, **options)
+        return bound.gap / bound.F
+
+    def ours(_):
+        return convex.solve(X, Y, beta, tol_rel=tol, **options).Z
+
+    def contender(name):
+        solver = group_lasso.SOLVERS[name]
+
+        @functools.cache  # in the first step, where a peer that is missing is caught
+        def accuracy():
+            solve = solver(X, Y, beta, loss, gates, c)
+            for each in _TOLERANCES:
+                if gap(solve(each)) <= tol:
+                    break
+            return solve, each
+
+        def step(_):
+            solve, tolerance = accuracy()
+            return solve(tolerance)
+
+        return Contender(name, {TOTAL: step})
+
+    def check(contenders):
+        errors = {each.name: {"gap": gap(each.phases[TOTAL](None))} for each in contenders}
+        if not errors[SUBJECT]["gap"] <= tol:
+            raise GateError(f"{shape}: expected a gap of {tol}, but got {errors[SUBJECT]['gap']}")
+        for name, error in errors.items():
+            if error["gap"] > tol:
+                notes[f"{name} at {shape}"] = f"gap {error['gap']:.0e} only"
+        return errors
+
+    notes = {}
+    return Case(
+        key={"shape": shape, "dtype": dtype, "variant": variant},
+        subject=Contender(SUBJECT, {TOTAL: ours}),
+        peers=[contender(name) for name in peers(shape, variant)],
+        check=check,
+        work=work(shape, variant),
+        notes=notes,
+    )

@@ -27,12 +27,12 @@ ERROR = "certified relative gap"
 PLOTS = ["ratios", "gap"]
 DTYPES = {"float64": torch.float64}
 VARIANTS = {
-    "half squared, gap 1e-3": ("half_squared", 1e-3),
-    "half squared, gap 1e-6": ("half_squared", 1e-6),
-    "half squared, gap 1e-8": ("half_squared", 1e-8),
-    "entropy, gap 1e-3": ("cross_entropy", 1e-3),
-    "entropy, gap 1e-6": ("cross_entropy", 1e-6),
-    "entropy, gap 1e-8": ("cross_entropy", 1e-8),
+    "half squared 1e-3": ("half_squared", 1e-3),
+    "half squared 1e-6": ("half_squared", 1e-6),
+    "half squared 1e-8": ("half_squared", 1e-8),
+    "entropy 1e-3": ("cross_entropy", 1e-3),
+    "entropy 1e-6": ("cross_entropy", 1e-6),
+    "entropy 1e-8": ("cross_entropy", 1e-8),
 }
 _TOLERANCES = (1e-2, 1e-3, 1e-4, 1e-5, 1e-6, 1e-7, 1e-8, 1e-10, 1e-12)
 

@@ -267,7 +267,8 @@ def test_every_suite_runs_and_has_its_plots(no_compiler, tmp_path, suite):
 @pytest.mark.parametrize("suite", [b3, b4], ids=lambda suite: suite.NAME)
 def test_suites_of_convex_attention(no_compiler, tmp_path, suite):
     variants = list(suite.VARIANTS)
-    assert bench(tmp_path, "--variants", f"{variants[0]},{variants[-1]}", suite=suite.NAME) == 0
+    chosen = ["--dtype", *suite.DTYPES, "--variants", f"{variants[0]},{variants[-1]}"]
+    assert bench(tmp_path, *chosen, suite=suite.NAME) == 0
     (store,) = tmp_path.glob(f"*-1t/{suite.NAME}.json")
     for case in json.loads(store.read_text())["cases"]:
         named = {*case["ratios"], *case["missing"]}
@@ -278,11 +279,13 @@ def test_suites_of_convex_attention(no_compiler, tmp_path, suite):
 
 
 def test_gate_of_convex_attention_refuses_a_larger_gap(monkeypatch):
-    case = b4.case("40x5x3-2-1", "float64", "entropy, gap 1e-6")
+    case = b4.case("40x5x3-2-1", "float64", "entropy 1e-6")
     assert case.check([case.subject])["kktorch"]["gap"] <= 1e-6
     solve = b4.convex.solve
     monkeypatch.setattr(
-        b4.convex, "solve", lambda *inputs, tol_rel, **options: solve(*inputs, max_iter=2, **options)
+        b4.convex,
+        "solve",
+        lambda *inputs, tol_rel, **options: solve(*inputs, max_iter=2, **options),
     )
     with pytest.raises(harness.GateError, match="40x5x3-2-1: expected a gap of 1e-06, but"):
         case.check([case.subject])

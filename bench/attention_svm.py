@@ -128,14 +128,16 @@ def svm_case(key: dict, norm: str, tol: float, peers: dict) -> Case:
     """
     shape = key["shape"]
     sets, alpha = problem(shape)
-    reference = svm.att_svm(*sets[:3], alpha, norm=norm, tol=1e-2 * tol)
+    reference = svm.att_svm(*sets[:3], alpha, norm=norm, tol=1e-2 * tol if peers else tol)
 
     def ours(_):
         return svm.att_svm(*sets[:3], alpha, norm=norm, tol=tol)
 
     def check(contenders):
         errors = {}
-        for each in contenders:
+        if not peers:  # the largest problems: solved once less
+            errors["kktorch"] = {"gap": gap(sets, alpha, reference.w, reference, norm)}
+        for each in contenders if peers else ():
             state = None
             for phase in each.phases.values():
                 state = phase(state)

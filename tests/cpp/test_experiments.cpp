@@ -51,8 +51,12 @@ class ExperimentTest : public testing::Test {
     const Quiet quiet;
     return reproduce(experiment, {.preset = Preset::kSmoke,
                                   .seed = seed,
-                                  .folder = folder_ / experiment.name,
+                                  .folder = folder_of(experiment),
                                   .resume = resume});
+  }
+
+  fs::path folder_of(const Experiment& experiment) const {
+    return folder_ / experiment.paper / experiment.name;
   }
 
   const fs::path folder_ =
@@ -116,7 +120,7 @@ TEST_F(ExperimentTest, EveryExperimentRunsInPresetSmoke) {
       for (const auto& row : table.at("rows"))
         EXPECT_EQ(row.size(), table.at("columns").size()) << table.at("title");
     EXPECT_GT(result->at("tables").size(), 0U);
-    const auto text = read_file(folder_ / experiment.name / "table.txt");
+    const auto text = read_file(folder_of(experiment) / "table.txt");
     EXPECT_NE(text.find("This does not show: " + experiment.limits), std::string::npos);
   }
 }
@@ -131,7 +135,7 @@ TEST_F(ExperimentTest, ResultHoldsConfigurationSeedsAndTables) {
   const auto& cell = result.at("tables").at(0).at("rows").at(0).at(1);
   EXPECT_EQ(cell.at("text"), "6.0 ± 1.0");
   EXPECT_EQ(cell.at("value"), 6);
-  EXPECT_EQ(read_file(folder_ / "counting" / "table.txt"),
+  EXPECT_EQ(read_file(folder_ / "paper/counting/table.txt"),
             "Counting\nNumbers can be counted.\n\nCounts\n\nwhat       count\n-----  ---------\n"
             "seeds  6.0 ± 1.0\nA note.\n\nThis does not show: anything else.\n");
 }
@@ -162,7 +166,7 @@ TEST_F(ExperimentTest, SignalStopsBetweenPartsAndResumeContinues) {
   EXPECT_FALSE(run(experiment));
   EXPECT_EQ(testing::internal::GetCapturedStderr(),
             "stopped; the same command with --resume continues it\n");
-  EXPECT_FALSE(fs::exists(folder_ / "counting" / "result.json"));
+  EXPECT_FALSE(fs::exists(folder_ / "paper/counting/result.json"));
   ASSERT_TRUE(run(experiment, /*resume=*/true));
   EXPECT_EQ(computed, (std::vector<uint64_t>{1, 2, 3}));
 }
@@ -170,8 +174,8 @@ TEST_F(ExperimentTest, SignalStopsBetweenPartsAndResumeContinues) {
 TEST_F(ExperimentTest, NumberThatIsNotFiniteEndsTheRun) {
   const auto experiment = counting([](uint64_t seed) { return seed == 2 ? std::nan("") : 1.0; });
   EXPECT_THROW(run(experiment), DivergedError);
-  EXPECT_TRUE(fs::exists(folder_ / "counting/seed1/summary.json"));
-  EXPECT_FALSE(fs::exists(folder_ / "counting/seed2/summary.json"));
+  EXPECT_TRUE(fs::exists(folder_ / "paper/counting/seed1/summary.json"));
+  EXPECT_FALSE(fs::exists(folder_ / "paper/counting/seed2/summary.json"));
   EXPECT_NE(error_of([&] { run(experiment, true); }).find("expected finite numbers in seed2"),
             std::string::npos);
 }

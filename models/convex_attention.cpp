@@ -16,6 +16,21 @@ Tensor near_uniform(at::IntArrayRef size) {
   return simplex_project(1. / static_cast<double>(size.back()) + 0.1 * torch::randn(size));
 }
 
+/// @throws c10::ValueError naming the row that is farthest from the simplex.
+void check_simplex(const char* module, const char* name, const Tensor& w) {
+  const torch::NoGradGuard no_grad;
+  const auto least = w.amin(-1).flatten(), sums = w.sum(-1).flatten();
+  const auto away = torch::maximum(-least, (sums - 1).abs());
+  const int64_t row = away.argmax().item<int64_t>();
+  const double tolerance = w.scalar_type() == torch::kDouble  ? 1e-9
+                           : w.scalar_type() == torch::kFloat ? 1e-5
+                                                              : 1e-2;
+  TORCH_CHECK_VALUE(away[row].item<double>() <= tolerance, module, ": expected ", name,
+                    " rows in the simplex, but got row ", row, " with sum ",
+                    sums[row].item<double>(), " and least entry ", least[row].item<double>(),
+                    "; call simplex_project, or project()");
+}
+
 }  // namespace
 
 ConvexAttentionImpl::ConvexAttentionImpl(int64_t tokens_, int64_t width_, int64_t outputs_,
@@ -39,6 +54,7 @@ void ConvexAttentionImpl::reset() {
 }
 
 Tensor ConvexAttentionImpl::forward(const Tensor& X) {
+  check_simplex("ConvexAttention", "w1", w1);
   if (gates == 0) return convex_attention(X, w1, w2, w3);
   const auto scores = (X.matmul(u2.t()) * u1.t()).sum(1);
   return convex_attention(X, w1, w2, w3, scores.ge(0), gate_id);
@@ -75,6 +91,7 @@ void ConvexAttentionSeqImpl::reset() {
 }
 
 Tensor ConvexAttentionSeqImpl::forward(const Tensor& X) {
+  check_simplex("ConvexAttentionSeq", "W1", W1);
   return convex_attention_seq(X, W1, W2, w3);
 }
 

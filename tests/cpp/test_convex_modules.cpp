@@ -1,8 +1,9 @@
-// Modules of convex attention: definitions, projection, balancing, gates.
+// Modules of convex attention: definitions, projection, balancing, gates; column generation.
 #include <gtest/gtest.h>
 #include <torch/torch.h>
 
 #include "models/convex_attention.h"
+#include "ops/convex_gates.h"
 
 namespace kktorch {
 namespace {
@@ -45,6 +46,49 @@ TEST(ConvexModules, ProjectionAndBalancingKeepWhatTheyShould) {
   EXPECT_LE(distance(module->w1.sum(1), torch::ones({7})), 1e-5);
   module->balance();
   EXPECT_EQ(module->w2[0].abs().max().item<double>(), 0);
+}
+
+TEST(ConvexModules, RowsOutsideOfTheSimplexAreRefused) {
+  ConvexAttention pooled(5, 4, 2, 7);
+  ConvexAttentionSeq sequence(5, 4, 2, 3);
+  const auto X = torch::randn({6, 5, 4});
+  {
+    const torch::NoGradGuard no_grad;
+    pooled->w1[1].add_(0.1);
+    sequence->W1[2][0].neg_();
+  }
+  EXPECT_THROW(pooled->forward(X), c10::ValueError);
+  EXPECT_THROW(sequence->forward(X), c10::ValueError);
+}
+
+/// Column generation: more gates lower the optimum, and the verdict is checked on new candidates.
+TEST(ConvexGates, ColumnGenerationLowersTheOptimumAndSaysWhenItFindsNone) {
+  torch::manual_seed(0);
+  const auto X = torch::randn({40, 3, 2}, torch::kDouble);
+  const auto Y = (X.select(1, 0).sum(1) * X.select(1, 1).sum(1)).relu().unsqueeze(1);
+  const auto start = sample_gates(X, 1, 1);
+  ConvexOptions options;
+  options.tol_rel = 1e-9;
+  options.gate = start.pattern;
+  const double beta = 0.2 * beta_max(X, Y, options);
+  const auto before = solve(X, Y, beta, options);
+  const auto run = solve_with_gates(X, Y, beta, start, options, 50, 4, 40, 7);
+  EXPECT_LT(run.result.F, before.F);
+  EXPECT_GT(run.gates.pattern.size(1), 1);
+  EXPECT_EQ(run.gates.pattern.size(1), run.result.Z.size(0));
+  EXPECT_LE(run.sampled, 50 * run.rounds);
+  EXPECT_TRUE(run.gates.pattern.equal(apply_gates(X, run.gates.u1, run.gates.u2)));
+  options.gate = run.gates.pattern;
+  const auto again = certify(X, Y, beta, run.result.Z, options);
+  EXPECT_NEAR(again.F, run.result.F, 1e-10 * again.F);
+  // No round of an unlimited run is left with a violation among its candidates.
+  EXPECT_TRUE(run.found_none);
+  const auto last = sample_gates(X, 50, 7 + run.rounds, "gaussian", false);
+  const auto report = gate_report(X, Y, beta, run.result, last.pattern, options);
+  EXPECT_LE(report.violation.max().item<double>(), beta * (1 + 1e-3));
+  EXPECT_LE(report.all_gates, run.result.F);
+  const auto none = solve_with_gates(X, Y, beta, start, options, 50, 4, 0, 7);
+  EXPECT_FALSE(none.found_none);
 }
 
 TEST(ConvexModules, SequenceAndSoftmaxAttentionAreTheirDefinitions) {

@@ -46,6 +46,20 @@ def test_training_stays_in_the_simplex():
         assert (weight >= 0).all() and (weight.sum(-1) - 1).abs().max() <= 1e-5
 
 
+@pytest.mark.parametrize("name, weight", [("convex", "w1"), ("gated", "w1"), ("sequence", "W1")])
+def test_a_row_outside_of_the_simplex_is_named(name, weight):
+    module, X = MODULES[name](), torch.randn(2, 4, 3)
+    rows = getattr(module, weight).detach()
+    rows.view(-1, 4)[2].copy_(torch.tensor([0.5, 0.75, -0.25, 0.5]))
+    message = (
+        f"{weight} rows in the simplex, but got row 2 with sum 1.5 and least entry -0.25; call"
+    )
+    with pytest.raises(ValueError, match=message):
+        module(X)
+    module.project()
+    module(X)
+
+
 @pytest.mark.parametrize("name", MODULES)
 def test_torchscript_and_export(name):
     module = MODULES[name]()

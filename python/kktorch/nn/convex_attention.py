@@ -3,6 +3,23 @@
 import torch
 from torch import Tensor, nn
 
+_TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-5}  # halves: 1e-2
+
+
+@torch.no_grad()
+def _check_simplex(module: str, name: str, w: Tensor) -> None:
+    """That rows lie in the simplex; nothing while a compiler or an exporter looks on."""
+    if torch.compiler.is_compiling() or w.is_meta:
+        return
+    least, sums = w.amin(-1).flatten(), w.sum(-1).flatten()
+    away = torch.maximum(-least, (sums - 1).abs())
+    row = int(away.argmax())
+    if not away[row] <= _TOLERANCE.get(w.dtype, 1e-2):
+        raise ValueError(
+            f"{module}: expected {name} rows in the simplex, but got row {row} with sum "
+            f"{sums[row]:.6g} and least entry {least[row]:.6g}; call simplex_project, or project()"
+        )
+
 
 class ConvexAttention(nn.Module):
     """``f(X) = sum_j g_j(X) (w1_j' X w2_j) w3_j`` (arXiv 2211.11052, (11) and (13)).
@@ -14,7 +31,8 @@ class ConvexAttention(nn.Module):
             others are Gaussian buffers, not trained; head j uses gate ``j mod P``.
 
     Attributes:
-        w1: [h, n], rows in the simplex: call :meth:`project` after an optimiser's step.
+        w1: [h, n], rows in the simplex: call :meth:`project` after an optimiser's step; forward
+            raises ValueError for a row outside.
         w2: [h, d].  w3: [h, c].
     """
 
@@ -34,12 +52,18 @@ class ConvexAttention(nn.Module):
         self.register_buffer("gate_id", torch.arange(heads) % max(1, gates))
 
     def forward(self, X: Tensor) -> Tensor:
+        if not torch.jit.is_scripting():
+            self._check()
         if self.gates == 0:
             return torch.ops.kktorch.convex_attention(X, self.w1, self.w2, self.w3)
         scores = (torch.matmul(X, self.u2.t()) * self.u1.t()).sum(1)
         return torch.ops.kktorch.convex_attention(
             X, self.w1, self.w2, self.w3, gate=scores >= 0, gate_id=self.gate_id
         )
+
+    @torch.jit.ignore
+    def _check(self) -> None:
+        _check_simplex("ConvexAttention", "w1", self.w1)
 
     def penalty(self) -> Tensor:
         """``sum_j (|w2_j|^2 + |w3_j|_1^2) / 2``, which beta multiplies in the objective."""
@@ -77,7 +101,13 @@ class ConvexAttentionSeq(nn.Module):
         self.w3 = nn.Parameter(0.3 * torch.randn(heads))
 
     def forward(self, X: Tensor) -> Tensor:
+        if not torch.jit.is_scripting():
+            self._check()
         return torch.ops.kktorch.convex_attention_seq(X, self.W1, self.W2, self.w3)
+
+    @torch.jit.ignore
+    def _check(self) -> None:
+        _check_simplex("ConvexAttentionSeq", "W1", self.W1)
 
     def penalty(self) -> Tensor:
         """``sum_j (|W2_j|_1^2 + w3_j^2) / 2``, entrywise."""

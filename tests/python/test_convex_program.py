@@ -1,6 +1,9 @@
 """`kktorch convex` on arrays in files, and the experiments on convex attention."""
 
 import json
+import signal
+import subprocess
+import time
 
 import numpy as np
 import pytest
@@ -31,7 +34,9 @@ def test_solve_writes_what_the_solver_finds(kk, tmp_path):
     saved = torch.load(out / "solutions.pt")
     assert torch.allclose(saved["Z"][0], s.Z, rtol=0, atol=1e-12)
     lines = (out / "metrics.csv").read_text().splitlines()
-    assert lines[0] == "beta,iteration,seconds,objective,gap" and len(lines) == s.iterations + 1
+    assert (
+        lines[0] == "point,beta,iteration,seconds,objective,gap" and len(lines) == s.iterations + 1
+    )
     refused = kk("convex", "solve", *files, "--out", out, code=1).stderr
     assert "convex: expected a new run folder" in refused
     short = ["--max-iter", 2, "--out", tmp_path / "short"]
@@ -52,6 +57,40 @@ def test_path_with_gates_and_classes(kk, tmp_path):
     for s, Z in zip(result["solutions"], saved["Z"], strict=True):
         c = convex.certify(X, ids, s["beta"], Z, loss="cross_entropy", gates=gates)
         assert c.F == pytest.approx(s["objective"], rel=1e-12)
+
+
+def test_a_killed_path_resumes_to_the_same_numbers(kk, program, tmp_path):
+    torch.manual_seed(0)
+    X = torch.randn(200, 20, 6, dtype=torch.float64).cumsum(1)  # tokens alike: slow enough to kill
+    files = write(tmp_path, X.numpy(), torch.randint(3, (200,)).numpy())
+    options = ["--loss", "cross_entropy", "--points", 12, "--lowest", 0.005, "--tol", 1e-8]
+    kk("convex", "path", *files, *options, "--out", tmp_path / "whole")
+    out = tmp_path / "killed"
+    command = [program, "convex", "path", *files, *options, "--out", out]
+    process = subprocess.Popen([str(part) for part in command], stdout=subprocess.DEVNULL)
+    while process.poll() is None and not (out / "points/2.json").exists():
+        time.sleep(0.002)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL, "the run ended before it was killed"
+    assert not (out / "result.json").exists()
+    refused = kk("convex", "path", *files, *options, "--out", out, code=1).stderr
+    assert "--resume continues it" in refused
+    other = [*options[:-1], 1e-7]
+    refused = kk("convex", "path", *files, *other, "--out", out, "--resume", code=1).stderr
+    assert "expected the problem that" in refused
+    kk("convex", "path", *files, *options, "--out", out, "--resume")
+    one, two = (
+        json.loads((tmp_path / name / "result.json").read_text()) for name in ("whole", out)
+    )
+    assert one == two
+    saved = [torch.load(tmp_path / name / "solutions.pt")["Z"] for name in ("whole", out)]
+    assert torch.equal(*saved)
+    rows = [
+        np.genfromtxt(tmp_path / name / "metrics.csv", delimiter=",", names=True)
+        for name in ("whole", out)
+    ]
+    for name in ("point", "iteration", "objective", "gap"):
+        assert np.array_equal(rows[0][name], rows[1][name])
 
 
 @pytest.mark.parametrize("form", ["pt", "dictionary"])

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cmath>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -20,6 +21,7 @@
 #include "train/loop/metrics.h"
 #include "train/loop/progress.h"
 #include "train/loop/table.h"
+#include "train/runs/run_config.h"
 
 namespace kktorch::cli {
 namespace {
@@ -36,9 +38,12 @@ Examples:
   kktorch convex solve --features X.npy --targets Y.npy --rho 0.1
   kktorch convex solve --features X.npy --targets y.npy --loss cross_entropy --gates 64
   kktorch convex path --features X.npy --targets Y.npy --points 20 --lowest 0.01
+  kktorch convex path --features X.npy --targets Y.npy --points 20 --lowest 0.01 --resume
 
 Writes the certificate (result.json), the history of each solve (metrics.csv) and
-the solutions (solutions.pt: a dictionary with Z and, of gates, u1 and u2).
+the solutions (solutions.pt: a dictionary with Z and, of gates, u1 and u2). Every
+finished point is kept in points/; --resume continues a run that was stopped or
+killed, to the same numbers. Features in .npy files are mapped, not copied.
 
 Exit codes: 0 certified, 1 error, 2 wrong command line, 4 a tolerance was not
 reached, 130 Ctrl-C (the best point is still written), 143 SIGTERM.)";
@@ -51,7 +56,7 @@ struct Arguments {
   double rho = 0.1, beta = 0, lowest = 0.01;
   int64_t points = 20, gates = 0, seed = 1;
   int threads = 0;
-  bool path = false;
+  bool path = false, resume = false;
 };
 
 /// rho = lowest^(k / (points - 1)), from 1 down; or the one rho, or beta.
@@ -85,13 +90,44 @@ nlohmann::ordered_json summary_of(const ConvexResult& r, double beta) {
           {"active_tokens", active_tokens(r.Z)}};
 }
 
+/// A solution of a finished point.
+struct Point {
+  Tensor Z;
+  nlohmann::ordered_json summary;
+  double lip = 0;
+};
+
+/// The finished points in a run folder: points/<k>.pt, and points/<k>.json, which is written last.
+class Points {
+ public:
+  explicit Points(fs::path folder) : folder_(std::move(folder)) {}
+
+  bool has(int64_t k) const { return fs::exists(folder_ / fmt::format("{}.json", k)); }
+
+  Point read(int64_t k) const {
+    const auto saved = read_json(folder_ / fmt::format("{}.json", k));
+    return {read_array(folder_ / fmt::format("{}.pt", k), "Z"), saved.at("summary"),
+            saved.at("lip")};
+  }
+
+  void write(int64_t k, const Point& point) const {
+    make_folder(folder_);
+    const auto bytes = torch::pickle_save(point.Z);
+    write_file(folder_ / fmt::format("{}.pt", k), {bytes.data(), bytes.size()});
+    const nlohmann::ordered_json saved = {{"lip", point.lip}, {"summary", point.summary}};
+    write_file(folder_ / fmt::format("{}.json", k), saved.dump(2) + '\n');
+  }
+
+ private:
+  fs::path folder_;
+};
+
 class Run {
  public:
-  explicit Run(const Arguments& args) : args_(args), sink_(args.folder) {}
+  explicit Run(const Arguments& args)
+      : args_(args), sink_(args.folder), points_(args.folder / "points") {}
 
   int run() {
-    if (fs::exists(args_.folder / "result.json"))
-      fail("convex: expected a new run folder, but got {} with a result", args_.folder.string());
     X_ = read_array(args_.features, "X");
     Y_ = read_array(args_.targets, "Y");
     if (Y_.scalar_type() == at::kInt) Y_ = Y_.to(at::kLong);
@@ -102,27 +138,29 @@ class Run {
       options.gate = gates->pattern;
     }
     const double top = beta_max(X_, Y_, options);
-    make_folder(args_.folder);
+    const auto betas = betas_of(args_, top);
+    open_folder(betas, top);
     Table table({"rho", "objective", "relative gap", "active groups", "active tokens", "iterations",
                  "status"});
     auto results = nlohmann::ordered_json::array();
     std::vector<Tensor> solutions;
     bool certified = true;
     const InterruptGuard guard;
-    for (const double beta : betas_of(args_, top)) {
-      const auto r = solve_one(beta, options, beta / top);
-      options.Z0 = r.Z;
-      if (r.lip > 0) options.lip = r.lip;
-      solutions.push_back(r.Z);
-      results.push_back(summary_of(r, beta));
+    for (size_t k = 0; k < betas.size() && !interrupt_signal(); ++k) {
+      const auto point = point_of(static_cast<int64_t>(k), betas[k], options, betas[k] / top);
+      options.Z0 = point.Z;
+      if (point.lip > 0) options.lip = point.lip;
+      solutions.push_back(point.Z);
+      results.push_back(point.summary);
       const auto& s = results.back();
-      certified &= r.status == "converged" || r.status == "null_solution";
-      table.add({fmt::format("{:.4f}", beta / top), fmt::format("{:.6g}", r.F),
+      const std::string status = s.at("status");
+      certified &= status == "converged" || status == "null_solution";
+      table.add({fmt::format("{:.4f}", betas[k] / top),
+                 fmt::format("{:.6g}", s.at("objective").get<double>()),
                  fmt::format("{:.1e}", s.at("relative_gap").get<double>()),
                  std::to_string(s.at("active_groups").get<int64_t>()),
-                 std::to_string(s.at("active_tokens").get<int64_t>()), std::to_string(r.iterations),
-                 r.status});
-      if (interrupt_signal()) break;
+                 std::to_string(s.at("active_tokens").get<int64_t>()),
+                 std::to_string(s.at("iterations").get<int64_t>()), status});
     }
     write(top, results, solutions, gates);
     fmt::print("{}\nrun folder: {}\n", table.text(), args_.folder.string());
@@ -131,6 +169,44 @@ class Run {
   }
 
  private:
+  /// A new folder, or with --resume one that holds points of the same problem.
+  void open_folder(const std::vector<double>& betas, double top) {
+    const auto file = args_.folder / "config.json";
+    const nlohmann::ordered_json config = {{"features", args_.features.string()},
+                                           {"targets", args_.targets.string()},
+                                           {"loss", args_.options.loss},
+                                           {"penalty", args_.options.penalty},
+                                           {"gates", args_.gates},
+                                           {"seed", args_.seed},
+                                           {"tol", args_.options.tol_rel},
+                                           {"max_iter", args_.options.max_iter},
+                                           {"beta_max", top},
+                                           {"betas", betas}};
+    if (fs::exists(file)) {
+      if (!args_.resume)
+        fail("convex: expected a new run folder, but got {} with a run; --resume continues it",
+             args_.folder.string());
+      if (read_json(file) != nlohmann::json(config))
+        fail("convex: expected the problem that {} was started with, but got another one",
+             args_.folder.string());
+    }
+    make_folder(args_.folder);
+    write_file(file, config.dump(2) + '\n');
+    int64_t finished = 0;
+    while (points_.has(finished)) ++finished;
+    sink_.keep_until(finished - 1, "point");
+  }
+
+  /// Solves a point, or reads it back.
+  Point point_of(int64_t k, double beta, const ConvexOptions& options, double rho) {
+    if (points_.has(k)) return points_.read(k);
+    const auto r = solve_one(beta, options, rho);
+    record(k, r, beta);
+    const Point point = {r.Z, summary_of(r, beta), r.lip};
+    if (r.status != "interrupted") points_.write(k, point);
+    return point;
+  }
+
   ConvexResult solve_one(double beta, ConvexOptions options, double rho) {
     const auto tolerance = options.tol_rel > 0 ? options.tol_rel : 1e-6;
     Progress progress(fmt::format("rho {:.4f}", rho), 100, 0);
@@ -148,15 +224,18 @@ class Run {
             done, fmt::format("it {} F {:.6g} gap {:.1e}", now.iteration, now.objective, now.gap));
       return interrupt_signal() == 0;
     };
-    const auto r = solve(X_, Y_, beta, options);
+    return solve(X_, Y_, beta, options);
+  }
+
+  void record(int64_t k, const ConvexResult& r, double beta) {
     const auto rows = r.history.accessor<double, 2>();
     for (int64_t i = 0; i < r.history.size(0); ++i)
-      sink_.append({{"beta", beta},
+      sink_.append({{"point", k},
+                    {"beta", beta},
                     {"iteration", static_cast<int64_t>(rows[i][0])},
                     {"seconds", rows[i][1]},
                     {"objective", rows[i][2]},
                     {"gap", rows[i][3]}});
-    return r;
   }
 
   void write(double top, const nlohmann::ordered_json& results,
@@ -183,6 +262,7 @@ class Run {
 
   const Arguments& args_;
   MetricsSink sink_;
+  Points points_;
   Tensor X_, Y_;
 };
 
@@ -228,6 +308,7 @@ Command add_convex(CLI::App& program) {
   path->add_option("--points", path_args->points, "number of penalties")
       ->check(CLI::Range(2, 10000))
       ->capture_default_str();
+  path->add_flag("--resume", path_args->resume, "continue the run in --out");
   path->add_option("--lowest", path_args->lowest, "the last rho")
       ->check(CLI::Range(1e-9, 1.))
       ->capture_default_str();

@@ -162,6 +162,33 @@ def test_the_path_keeps_the_planted_tokens(sparsity):
         assert reads["warm, screened"] < reads["cold, screened"]
 
 
+def reproduced(kk, folder, name, *options):
+    command = ["reproduce", "convex", "--experiment", name, "--preset", "smoke", "--threads", 1]
+    kk(*command, *options, "--out", folder)
+    tables = json.loads((folder / "result.json").read_text())["tables"]
+    return {table["title"]: table["rows"] for table in tables}
+
+
+def test_students_are_above_the_certified_optimum(kk, tmp_path):
+    tables = reproduced(kk, tmp_path / "run", "student_teacher")
+    gaps = tables["Certified relative gap of the students that share an objective"]
+    gaps = {row[0]: row[1]["value"] for row in gaps}
+    assert 0 <= gaps["convex, certified solver"] <= 1e-6
+    assert all(gap >= gaps["convex, certified solver"] for gap in gaps.values())
+    (maps,) = (rows for title, rows in tables.items() if title.startswith("Where attention lies"))
+    for row in maps:
+        assert sum(cell["value"] for cell in row[1:]) == pytest.approx(1, abs=1e-5)
+
+
+def test_gates_fit_division_where_additive_logits_cannot(kk, tmp_path):
+    options = ["--set", "prime=23", "--set", "gates=[32]", "--set", "updates=50"]
+    tables = reproduced(kk, tmp_path / "run", "modular", *options)
+    rows = {row[0]: row for row in tables["Convex programs along the penalty"]}
+    assert rows["32 gates, 50 %"][2]["value"] >= 99
+    assert rows["no gates, 50 %"][2]["value"] < 99
+    assert all(row[4]["value"] <= 1e-4 for row in rows.values())
+
+
 def test_experiments_have_a_report(kk, sparsity, tmp_path):
     folder = tmp_path / "vowels"
     command = ["reproduce", "convex", "--experiment", "japanese_vowels", "--preset", "smoke"]

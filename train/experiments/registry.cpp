@@ -25,6 +25,8 @@ const std::vector<Experiment>& experiments() {
       attention_svm::types(),
       attention_svm::visual(),
       attention_svm::prompt(),
+      convex::student_teacher(),
+      convex::modular(),
       convex::sparsity_path(),
       convex::japanese_vowels(),
       shallow::e1(),

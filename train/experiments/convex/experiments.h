@@ -7,6 +7,8 @@ namespace kktorch::convex {
 inline constexpr const char* kPaper = "convex";
 
 Experiment japanese_vowels();
+Experiment modular();
 Experiment sparsity_path();
+Experiment student_teacher();
 
 }  // namespace kktorch::convex

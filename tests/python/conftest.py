@@ -19,7 +19,7 @@ needs_cuda = pytest.mark.skipif(
 
 
 # Cases of a test function in the default run; sweeps over dtypes, layouts and masks have hundreds.
-CASES = 12
+CASES = 8
 
 
 def pytest_addoption(parser):

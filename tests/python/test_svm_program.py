@@ -89,8 +89,9 @@ def test_bad_data(regular, kk, tmp_path):
         "expected alpha of shape [4], but got [3]": regular | {"alpha": regular["alpha"][:3]},
         "an array alpha [4], but got X, Z": {name: regular[name] for name in "XZ"},
         "alpha in 0 ... 4 for query 1": regular | {"alpha": replaced(regular["alpha"], 1, 7)},
-        "finite x, but got NaN or Inf at [11, 3]": regular
+        "finite X, but got NaN or Inf at [2, 1, 3]": regular
         | {"X": replaced(regular["X"], (2, 1, 3), math.nan)},
+        "at least one query": regular | {name: regular[name][:0] for name in ("X", "Z", "alpha")},
         "but got dtype '<c16'": regular | {"X": regular["X"].to(torch.complex128)},
     }
     for number, (message, arrays) in enumerate(cases.items()):
@@ -103,6 +104,11 @@ def test_bad_data(regular, kk, tmp_path):
     labels = save(tmp_path / "labels.pt", regular | {"Y": torch.tensor([1, 0, -1, 1])})
     refused = kk("svm", "solve", "--data", labels, "--alpha", "opt", code=1).stderr
     assert f"{labels}: expected labels Y of +1 or -1, but got 0 at 1" in refused
+    for how, name, place in ("opt", "v", (2,)), ("argmax", "W", (1, 4)):
+        changed = regular | {name: replaced(regular[name], place, math.nan)}
+        file = save(tmp_path / f"{name}.npz", changed)
+        refused = kk("svm", "solve", "--data", file, "--alpha", how, code=1).stderr
+        assert f"{file}: expected finite {name}, but got NaN or Inf at {list(place)}" in refused
 
 
 def test_bad_files(regular, kk, tmp_path):

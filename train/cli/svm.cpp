@@ -1,23 +1,20 @@
-// kktorch svm: attention SVMs of data in a file.
+// kktorch svm solve, and the command of which it is a part.
 #include <fmt/format.h>
-#include <fmt/ranges.h>
 #include <torch/torch.h>
 
-#include <algorithm>
 #include <chrono>
-#include <cmath>
 #include <cstdio>
 #include <limits>
-#include <map>
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <string>
 
 #include "ops/svm_solve.h"
 #include "train/cli/command.h"
+#include "train/cli/svm_data.h"
+#include "train/cli/svm_track.h"
 #include "train/common/error.h"
 #include "train/common/files.h"
-#include "train/data/array_file.h"
 #include "train/loop/interrupt.h"
 #include "train/loop/table.h"
 
@@ -25,7 +22,6 @@ namespace kktorch::cli {
 namespace {
 
 using at::Tensor;
-using Arrays = std::map<std::string, Tensor>;
 
 constexpr auto kFooter = R"(Examples:
   kktorch svm solve --data problem.npz
@@ -48,95 +44,6 @@ struct Arguments {
   uint64_t seed = 0;
   bool json = false, drop_zero_pairs = false;
 };
-
-/// The arrays of one file, with errors that name it.
-class Data {
- public:
-  explicit Data(const std::filesystem::path& file)
-      : file_(file.string()), arrays_(read_arrays(file)) {}
-
-  bool has(const std::string& name) const { return arrays_.contains(name); }
-
-  /// sizes: -1 for any.
-  Tensor get(const std::string& name, const std::vector<int64_t>& sizes,
-             const std::string& shape) const {
-    const auto found = arrays_.find(name);
-    if (found == arrays_.end()) {
-      std::string names;
-      for (const auto& [known, array] : arrays_) names += (names.empty() ? "" : ", ") + known;
-      fail("{}: expected an array {} {}, but got {}", file_, name, shape,
-           names.empty() ? "no array" : names);
-    }
-    const auto& array = found->second;
-    bool matches = array.dim() == static_cast<int64_t>(sizes.size());
-    for (size_t i = 0; matches && i < sizes.size(); ++i)
-      matches = sizes[i] < 0 || array.size(static_cast<int64_t>(i)) == sizes[i];
-    if (!matches)
-      fail("{}: expected {} of shape {}, but got [{}]", file_, name, shape,
-           fmt::join(array.sizes(), ", "));
-    return array;
-  }
-
-  Tensor numbers(const std::string& name, const std::vector<int64_t>& sizes,
-                 const std::string& shape) const {
-    return get(name, sizes, shape).to(at::kDouble);
-  }
-
-  TokenSets sets() const {
-    if (has("X")) {
-      const auto X = numbers("X", {-1, -1, -1}, "[n, T, d]");
-      return TokenSets::cross(X, numbers("Z", {X.size(0), -1}, fmt::format("[{}, dz]", X.size(0))));
-    }
-    const auto x = numbers("x", {-1, -1}, "[N, dx]"), z = numbers("z", {-1, -1}, "[Q, dz]");
-    const auto row_ptr = get("row_ptr", {z.size(0) + 1}, fmt::format("[{}]", z.size(0) + 1));
-    TokenSets sets{x, z, row_ptr.to(at::kLong), {}};
-    if (has("tok")) sets.tok = get("tok", {-1}, "[nnz]").to(at::kLong);
-    return sets;
-  }
-
-  const std::string& file() const { return file_; }
-
- private:
-  std::string file_;
-  Arrays arrays_;
-};
-
-/// Position of the largest value [nnz] in every set; ties: the first.
-Tensor argmax_of_sets(const TokenSets& sets, const Tensor& values) {
-  const auto row_ptr = sets.row_ptr.contiguous(), flat = values.contiguous();
-  const int64_t* begin = row_ptr.const_data_ptr<int64_t>();
-  const double* value = flat.const_data_ptr<double>();
-  auto alpha = at::zeros({row_ptr.size(0) - 1}, at::kLong);
-  for (int64_t q = 0; q < alpha.size(0); ++q)
-    alpha.mutable_data_ptr<int64_t>()[q] =
-        std::max_element(value + begin[q], value + begin[q + 1]) - (value + begin[q]);
-  return alpha;
-}
-
-Tensor selection_of(const Data& data, const TokenSets& sets, const std::string& how) {
-  const int64_t Q = sets.z.size(0), dx = sets.x.size(1), dz = sets.z.size(1);
-  if (how == "file" && data.has("sel")) return data.get("sel", {-1}, "[nnz]").to(at::kBool);
-  if (how == "file") return data.get("alpha", {Q}, fmt::format("[{}]", Q)).to(at::kLong);
-  const auto tokens = sets.tok ? sets.x.index_select(0, *sets.tok) : sets.x;
-  const auto query = at::arange(Q).repeat_interleave(sets.row_ptr.diff());
-  TORCH_CHECK(query.size(0) == tokens.size(0), data.file(),
-              ": expected row_ptr from 0 to nnz = ", tokens.size(0), ", but got ", query.size(0),
-              " entries");
-  if (how == "argmax") {
-    const auto W = data.numbers("W", {dx, dz}, fmt::format("[{}, {}]", dx, dz));
-    const auto y = at::matmul(sets.z, W.t()).index_select(0, query);
-    return argmax_of_sets(sets, (tokens * y).sum(1));
-  }
-  const auto labels = data.numbers("Y", {Q}, fmt::format("[{}]", Q));
-  const auto wrong = (labels.abs() != 1).nonzero();
-  if (wrong.numel() > 0) {
-    const auto first = wrong[0].item<int64_t>();
-    fail("{}: expected labels Y of +1 or -1, but got {} at {}", data.file(),
-         labels[first].item<double>(), first);
-  }
-  const auto v = data.numbers("v", {dx}, fmt::format("[{}]", dx));
-  return argmax_of_sets(sets, at::matmul(tokens, v) * labels.index_select(0, query));
-}
 
 csrc::SvmSettings settings_of(const Arguments& args) {
   csrc::SvmSettings settings;
@@ -195,9 +102,9 @@ void write_solution(const std::filesystem::path& file, const SvmSolution& s) {
 }
 
 int run_solve(const Arguments& args) {
-  const Data data(args.data);
+  const SvmData data(args.data);
   const auto sets = data.sets();
-  const auto selection = selection_of(data, sets, args.alpha);
+  const auto selection = data.selection(sets, args.alpha);
   const InterruptGuard guard;
   const auto start = std::chrono::steady_clock::now();
   const auto solution = [&] {
@@ -223,13 +130,9 @@ int run_solve(const Arguments& args) {
   return solved ? kSuccess : kFailure;
 }
 
-}  // namespace
-
-Command add_svm(CLI::App& program) {
+Command add_solve(CLI::App& svm) {
   auto args = std::make_shared<Arguments>();
-  auto* app = program.add_subcommand("svm", "attention SVMs with certificates");
-  app->require_subcommand(1);
-  auto* solve = app->add_subcommand("solve", "solve the attention SVM of data in a file");
+  auto* solve = svm.add_subcommand("solve", "solve the attention SVM of data in a file");
   solve->footer(kFooter);
   solve->add_option("--data", args->data, ".npz or .pt file of named arrays")->required();
   solve->add_option("--norm", args->norm, "fro or nuc")
@@ -249,7 +152,17 @@ Command add_svm(CLI::App& program) {
                   "leave out pairs of equal tokens instead of reporting infeasible");
   solve->add_flag("--json", args->json, "print JSON instead of a table");
   solve->add_option("--out", args->out, ".pt file for the solution");
-  return {app, [args] { return run_solve(*args); }};
+  return {solve, [args] { return run_solve(*args); }};
+}
+
+}  // namespace
+
+Command add_svm(CLI::App& program) {
+  auto* app = program.add_subcommand("svm", "attention SVMs with certificates");
+  app->require_subcommand(1);
+  const auto solve = add_solve(*app);
+  const auto track = add_svm_track(*app);
+  return {app, [solve, track] { return solve.app->parsed() ? solve.run() : track.run(); }};
 }
 
 }  // namespace kktorch::cli

@@ -67,12 +67,14 @@ ordered_json settings_of(const Experiment& experiment, const ReproductionOptions
 }
 
 ordered_json config_of(const Experiment& experiment, const ReproductionOptions& options) {
+  ordered_json about = {{"paper", experiment.paper}, {"name", experiment.name}};
+  if (options.command.empty())
+    about["preset"] = kPresetNames[static_cast<int>(options.preset)];
+  else
+    about["command"] = options.command;
+  about["first_seed"] = options.seed;
   return {{"kktorch", build_info().version},
-          {"experiment",
-           {{"paper", experiment.paper},
-            {"name", experiment.name},
-            {"preset", kPresetNames[static_cast<int>(options.preset)]},
-            {"first_seed", options.seed}}},
+          {"experiment", about},
           {"settings", settings_of(experiment, options)}};
 }
 

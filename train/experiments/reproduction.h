@@ -19,7 +19,8 @@ struct ReproductionOptions {
   std::filesystem::path folder;
   std::vector<std::string> changes = {};  ///< of settings of the preset: "NAME=VALUE"
   dynamics::InvariantMode invariants = dynamics::InvariantMode::kWarn;
-  bool resume = false;  ///< continue, or read back, what the folder holds
+  bool resume = false;       ///< continue, or read back, what the folder holds
+  std::string command = {};  ///< that runs it, if it is not one of `kktorch reproduce`
 };
 
 /// Prints the configuration, runs the experiment or what is missing of it, writes the result and

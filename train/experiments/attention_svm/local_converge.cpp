@@ -7,8 +7,8 @@
 #include <cmath>
 
 #include "train/experiments/attention_svm/experiments.h"
-#include "train/experiments/attention_svm/gradient_descent.h"
 #include "train/experiments/attention_svm/trials.h"
+#include "train/loop/attention_descent.h"
 
 namespace kktorch::attention_svm {
 namespace {
@@ -31,7 +31,7 @@ struct Snapshot {
   std::vector<double> W, path;
 };
 
-json measure(const Problem& problem, const Descent& descent,
+json measure(const Problem& problem, const AttentionDescent& descent,
              const std::vector<Snapshot>& snapshots) {
   const auto& alpha = descent.state().argmax;
   const auto frobenius = solve(problem, alpha);
@@ -70,17 +70,16 @@ json measure(const Problem& problem, const Descent& descent,
 
 json run_descent(const Problem& problem, const json& settings, uint64_t seed, int64_t m) {
   const int64_t d = problem.d, count = m > 0 ? 2 * d * m : d * d;
-  Descent descent(problem.model(),
-                  {.lr = settings.at("learning_rate"), .eps = settings.at("ngd_eps"), .m = m},
-                  draw_weights(seed, count, d));
+  AttentionDescent descent(
+      problem.model(), {.lr = settings.at("learning_rate"), .eps = settings.at("ngd_eps"), .m = m},
+      draw_weights(seed, count, d));
   std::vector<Snapshot> snapshots;
-  const int64_t iterations = settings.at("iterations"), until = settings.at("curve_until"),
-                every = settings.at("every");
-  for (int64_t k = 0; k < iterations; ++k) {
-    if (k <= until && k % every == 0)
-      snapshots.push_back({descent.mean_probability(), descent.W(), descent.path()});
-    descent.step();
-  }
+  const int64_t until = settings.at("curve_until"), every = settings.at("every");
+  descent.run(settings.at("iterations"), [&](const AttentionDescent& at) {
+    if (at.iteration() <= until && at.iteration() % every == 0)
+      snapshots.push_back({at.mean_probability(), at.W(), at.path()});
+    return true;
+  });
   return measure(problem, descent, snapshots);
 }
 

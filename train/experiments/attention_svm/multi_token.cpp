@@ -14,8 +14,8 @@
 
 #include "csrc/svm/finite_part.h"
 #include "train/experiments/attention_svm/experiments.h"
-#include "train/experiments/attention_svm/gradient_descent.h"
 #include "train/experiments/attention_svm/trials.h"
+#include "train/loop/attention_descent.h"
 
 namespace kktorch::attention_svm {
 namespace {
@@ -66,7 +66,7 @@ Selection select(const csrc::AttentionState& state, int64_t inputs) {
   return selection;
 }
 
-json measure(const Problem& problem, const Descent& descent,
+json measure(const Problem& problem, const AttentionDescent& descent,
              const std::vector<std::vector<double>>& path) {
   const auto selection = select(descent.state(), problem.n);
   if (selection.rejected) return {{"rejected", selection.rejected}};
@@ -101,15 +101,15 @@ json trial(const json& settings, int64_t d, int64_t seed) {
   const auto problem = draw_relu(seed, settings.at("inputs"), settings.at("tokens"), d);
   if (std::count(problem.labels.begin(), problem.labels.end(), -1.0) == 0)
     return {{"rejected", "labels"}};
-  Descent descent(problem.model(),
-                  {.lr = settings.at("learning_rate"), .eps = settings.at("ngd_eps")},
-                  draw_weights(seed, d * d, d));
+  AttentionDescent descent(problem.model(),
+                           {.lr = settings.at("learning_rate"), .eps = settings.at("ngd_eps")},
+                           draw_weights(seed, d * d, d));
   std::vector<std::vector<double>> path;
-  const int64_t iterations = settings.at("iterations"), every = settings.at("every");
-  for (int64_t k = 0; k < iterations; ++k) {
-    descent.step();
-    if (k % every == 0) path.push_back(descent.W());
-  }
+  const int64_t every = settings.at("every");
+  descent.run(settings.at("iterations"), [&](const AttentionDescent& at) {
+    if (at.iteration() % every == 1) path.push_back(at.W());
+    return true;
+  });
   return measure(problem, descent, path);
 }
 

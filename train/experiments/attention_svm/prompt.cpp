@@ -13,8 +13,8 @@
 #include <numeric>
 
 #include "train/experiments/attention_svm/experiments.h"
-#include "train/experiments/attention_svm/gradient_descent.h"
 #include "train/experiments/attention_svm/trials.h"
+#include "train/loop/attention_descent.h"
 
 namespace kktorch::attention_svm {
 namespace {

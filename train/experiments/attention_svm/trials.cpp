@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cmath>
 #include <mutex>
+#include <numeric>
 
 #include "csrc/common/parallel.h"
 #include "csrc/svm/operators.h"
@@ -77,6 +78,13 @@ csrc::LocalOptimality local_optimality(const Problem& problem, const std::vector
   csrc::pair_margins(task.sets, task.pairs.anchor, task.pairs.inequality, svm.w.data(),
                      margins.data());
   return csrc::local_optimality(task.pairs, margins, gamma.data(), svm.certificate.margin_error);
+}
+
+double cosine(const std::vector<double>& a, const std::vector<double>& b) {
+  const auto dot = [](const std::vector<double>& u, const std::vector<double>& v) {
+    return std::inner_product(u.begin(), u.end(), v.begin(), 0.0);
+  };
+  return dot(a, b) / std::sqrt(dot(a, a) * dot(b, b));
 }
 
 json defined(double value) { return std::isfinite(value) ? json(value) : json(nullptr); }

@@ -40,6 +40,9 @@ csrc::LocalOptimality local_optimality(const Problem& problem, const std::vector
                                        const csrc::SvmResult& svm,
                                        const std::vector<double>& gamma);
 
+/// <a, b> / (|a| |b|).
+double cosine(const std::vector<double>& a, const std::vector<double>& b);
+
 /// NaN becomes null, which is "undefined" in a part.
 nlohmann::json defined(double value);
 

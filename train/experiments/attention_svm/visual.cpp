@@ -6,8 +6,8 @@
 #include <cmath>
 
 #include "train/experiments/attention_svm/experiments.h"
-#include "train/experiments/attention_svm/gradient_descent.h"
 #include "train/experiments/attention_svm/trials.h"
+#include "train/loop/attention_descent.h"
 
 namespace kktorch::attention_svm {
 namespace {
@@ -77,19 +77,18 @@ std::array<double, 2> applied(const std::vector<double>& W, const double* z) {
 
 json run_scene(const Scene& scene, const json& settings, bool factors) {
   const auto problem = problem_of(scene);
-  Descent descent(problem.model(),
-                  {.lr = settings.at("learning_rate"),
-                   .eps = settings.at("ngd_eps"),
-                   .m = factors ? problem.d : 0},
-                  start(factors, settings.at("key_scale"), scene.seed));
+  AttentionDescent descent(problem.model(),
+                           {.lr = settings.at("learning_rate"),
+                            .eps = settings.at("ngd_eps"),
+                            .m = factors ? problem.d : 0},
+                           start(factors, settings.at("key_scale"), scene.seed));
   json paths = json::array({json::array(), json::array()});
-  const int64_t iterations = settings.at("iterations"), every = settings.at("every");
-  for (int64_t k = 0; k <= iterations; ++k) {
-    if (k % every == 0)
-      for (int64_t i = 0; i < 2; ++i)
-        paths[i].push_back(applied(descent.W(), problem.z.data() + i * 2));
-    if (k < iterations) descent.step();
-  }
+  const int64_t every = settings.at("every");
+  descent.run(settings.at("iterations"), [&](const AttentionDescent& at) {
+    if (at.iteration() % every == 0)
+      for (int64_t i = 0; i < 2; ++i) paths[i].push_back(applied(at.W(), problem.z.data() + i * 2));
+    return true;
+  });
   const auto& alpha = descent.state().argmax;
   const auto frobenius = solve(problem, alpha);
   const auto nuclear = solve(problem, alpha, csrc::SvmNorm::kNuclear);

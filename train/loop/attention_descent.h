@@ -5,11 +5,13 @@
 //     W <- W - lr dW / (|dW|_F + eps)
 //
 // or K and Q likewise, normalised separately, with the regulariser eps (|K|_F^2 + |Q|_F^2).
+#include <cstdint>
+#include <functional>
 #include <vector>
 
 #include "csrc/svm/attention_model.h"
 
-namespace kktorch::attention_svm {
+namespace kktorch {
 
 /// Machine precision of float64: below it, steps shrink with the gradient.
 inline constexpr double kNgdEps = 2.220446049250313e-16;
@@ -19,24 +21,31 @@ inline constexpr double kNgdEps = 2.220446049250313e-16;
 double ngd_update(std::vector<double>& parameters, const std::vector<double>& gradient, double lr,
                   double eps);
 
-struct DescentOptions {
+struct AttentionDescentOptions {
   double lr = 0.1;
   double eps = kNgdEps;
   int64_t m = 0;  ///< columns of K and Q; 0: the merged W
 };
 
-/// One run. After k calls of step(), everything below belongs to iteration k: to the weights after
-/// k updates.
-class Descent {
+/// One run. What it says belongs to iteration(), to the weights after so many updates.
+class AttentionDescent {
  public:
-  /// weights: W [dx dz], or K [dx m] and then Q [dz m]. `model` views data that must outlive the
-  /// run.
-  Descent(const csrc::AttentionModel& model, const DescentOptions& options,
-          std::vector<double> weights);
+  /// @param model  views data that must outlive the run.
+  /// @param weights  W [dx dz], or K [dx m] and then Q [dz m].
+  /// @param iteration  that the weights belong to, where a run is continued.
+  AttentionDescent(const csrc::AttentionModel& model, const AttentionDescentOptions& options,
+                   std::vector<double> weights, int64_t iteration = 0);
+
+  /// Shows every iteration from this one to `last` to `observe` before it makes the next update.
+  /// @return false where `observe` returned false and so ended it.
+  bool run(int64_t last, const std::function<bool(const AttentionDescent&)>& observe);
 
   void step();
 
-  const std::vector<double>& W() const { return W_; }
+  int64_t iteration() const { return iteration_; }
+  const std::vector<double>& W() const { return W_; }  ///< or K Q^T
+  const std::vector<double>& K() const { return K_; }
+  const std::vector<double>& Q() const { return Q_; }
   const csrc::AttentionState& state() const { return state_; }
   /// Sum over the updates of step times d risk / d logits, [nnz]: without K and Q,
   /// W_k = W_0 + A*(path), and always its positive part is a set of multipliers.
@@ -53,13 +62,11 @@ class Descent {
   void step_factors();
 
   csrc::AttentionModel model_;
-  DescentOptions options_;
+  AttentionDescentOptions options_;
   std::vector<double> W_, K_, Q_, dW_, logits_, path_;
   csrc::AttentionState state_;
   double gradient_norm_ = 1;
+  int64_t iteration_;
 };
 
-/// <a, b> / (|a| |b|).
-double cosine(const std::vector<double>& a, const std::vector<double>& b);
-
-}  // namespace kktorch::attention_svm
+}  // namespace kktorch

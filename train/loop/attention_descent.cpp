@@ -1,10 +1,10 @@
-#include "train/experiments/attention_svm/gradient_descent.h"
+#include "train/loop/attention_descent.h"
 
 #include <algorithm>
 #include <cmath>
 #include <numeric>
 
-namespace kktorch::attention_svm {
+namespace kktorch {
 namespace {
 
 double dot(const std::vector<double>& a, const std::vector<double>& b) {
@@ -33,9 +33,10 @@ double ngd_update(std::vector<double>& parameters, const std::vector<double>& gr
   return step;
 }
 
-Descent::Descent(const csrc::AttentionModel& model, const DescentOptions& options,
-                 std::vector<double> weights)
-    : model_(model), options_(options), path_(model.sets.nnz()) {
+AttentionDescent::AttentionDescent(const csrc::AttentionModel& model,
+                                   const AttentionDescentOptions& options,
+                                   std::vector<double> weights, int64_t iteration)
+    : model_(model), options_(options), path_(model.sets.nnz()), iteration_(iteration) {
   const int64_t dx = model.sets.dx, dz = model.sets.dz, m = options.m;
   dW_.resize(dx * dz);
   if (m > 0) {
@@ -47,14 +48,14 @@ Descent::Descent(const csrc::AttentionModel& model, const DescentOptions& option
   evaluate();
 }
 
-void Descent::evaluate() {
+void AttentionDescent::evaluate() {
   const int64_t dx = model_.sets.dx, dz = model_.sets.dz;
   if (options_.m > 0) multiply(K_, options_.m, 1, Q_, 1, options_.m, dx, dz, options_.m, W_);
   csrc::attention_logits(model_, W_.data(), logits_);
   csrc::evaluate_attention(model_, logits_.data(), state_);
 }
 
-void Descent::step() {
+void AttentionDescent::step() {
   csrc::attention_gradient(model_, state_, dW_.data());
   gradient_norm_ = std::sqrt(dot(dW_, dW_));
   double step = options_.lr / (gradient_norm_ + options_.eps);
@@ -65,9 +66,19 @@ void Descent::step() {
   if (gradient_norm_ > 0)
     for (size_t k = 0; k < path_.size(); ++k) path_[k] += step * state_.g[k];
   evaluate();
+  ++iteration_;
 }
 
-void Descent::step_factors() {
+bool AttentionDescent::run(int64_t last,
+                           const std::function<bool(const AttentionDescent&)>& observe) {
+  while (true) {
+    if (!observe(*this)) return false;
+    if (iteration_ >= last) return true;
+    step();
+  }
+}
+
+void AttentionDescent::step_factors() {
   const int64_t dx = model_.sets.dx, dz = model_.sets.dz, m = options_.m;
   std::vector<double> dK, dQ;
   multiply(dW_, dz, 1, Q_, m, 1, dx, m, dz, dK);
@@ -78,22 +89,18 @@ void Descent::step_factors() {
   ngd_update(Q_, dQ, options_.lr, options_.eps);
 }
 
-double Descent::mean_probability() const {
+double AttentionDescent::mean_probability() const {
   double sum = 0;
   for (int64_t q = 0; q < model_.sets.Q; ++q)
     sum += state_.s[model_.sets.row_ptr[q] + state_.argmax[q]];
   return sum / static_cast<double>(model_.sets.Q);
 }
 
-double Descent::least_probability() const {
+double AttentionDescent::least_probability() const {
   double least = 1;
   for (int64_t q = 0; q < model_.sets.Q; ++q)
     least = std::min(least, state_.s[model_.sets.row_ptr[q] + state_.argmax[q]]);
   return least;
 }
 
-double cosine(const std::vector<double>& a, const std::vector<double>& b) {
-  return dot(a, b) / std::sqrt(dot(a, a) * dot(b, b));
-}
-
-}  // namespace kktorch::attention_svm
+}  // namespace kktorch

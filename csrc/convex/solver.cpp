@@ -272,7 +272,7 @@ class Solver {
       }
       fista.step();
       if (!record(fista.objective(), fista.best_dual())) return Status::kInterrupted;
-      if (result_.iterations >= next_newton_ && !refine(program, fista, tolerance))
+      if (result_.iterations >= last_newton_ + kWait && !refine(program, fista, tolerance))
         return Status::kInterrupted;
       if (is_screened() && result_.iterations % options_.screen_every == 0) {
         screen(fista);
@@ -294,10 +294,11 @@ class Solver {
   bool refine(const ConvexProgram<T>& program, Fista<T>& fista, double tolerance) {
     bool goes_on = true;
     if constexpr (std::is_same_v<T, double>) {
-      next_newton_ = result_.iterations + kWait;
       if (!options_.newton || data_.penalty != PenaltyKind::kGroup || !data_.X) return true;
       const double cost = newton_cost(program, fista.Z());
-      if (cost > kMostReads) return true;
+      // Three times as many reads as a step costs come first: they may be enough.
+      const double due = static_cast<double>(last_newton_ + kWait) + 3 * cost;
+      if (cost > kMostReads || static_cast<double>(result_.iterations) < due) return true;
       auto Z = fista.Z();
       const double F = fista.objective(), accuracy = 0.1 * allowed(F, tolerance) / std::abs(F);
       int64_t steps = 0;
@@ -308,7 +309,7 @@ class Solver {
                result_.iterations < options_.max_iter;
       });
       if (steps > 0 || !goes_on) fista.start(std::move(Z));
-      next_newton_ = result_.iterations + kWait + static_cast<int64_t>(cost / 8);
+      last_newton_ = result_.iterations;
     }
     return goes_on;
   }
@@ -353,8 +354,7 @@ class Solver {
     double objective, dual;
   };
 
-  /// Newton's method is tried again after that many iterations, and more where a step is dear.
-  static constexpr int64_t kWait = 5, kNewtonSteps = 20;
+  static constexpr int64_t kWait = 5, kNewtonSteps = 20;  ///< fewest iterations between, most steps
   static constexpr double kMostReads = 300;
 
   /// Iterations without progress of a tenth after which rounding is to blame.
@@ -366,7 +366,7 @@ class Solver {
   const Parallel& parallel_;
   WorkingSet<T> set_;
   double lip_ = 0;
-  int64_t next_newton_ = kWait;
+  int64_t last_newton_ = 0;  ///< iteration
   Estimate estimate_ = {};
   std::vector<double> hint_;
   Clock::time_point start_ = Clock::now();

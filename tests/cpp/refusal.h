@@ -8,19 +8,19 @@
 
 namespace kktorch::test {
 
-/// The message of the UserError that `f` throws, empty if it throws none.
-template <typename F>
-std::string refusal(const F& f) {
+/// The message of the UserError that `action` throws.
+template <typename Action>
+std::string error_of(const Action& action) {
   try {
-    f();
+    action();
   } catch (const UserError& error) {
     return error.what();
   }
-  return "";
+  return "no error";
 }
 
 }  // namespace kktorch::test
 
-#define EXPECT_REFUSED(expression, text)                                               \
-  EXPECT_NE(kktorch::test::refusal([&] { expression; }).find(text), std::string::npos) \
-      << kktorch::test::refusal([&] { expression; })
+#define EXPECT_REFUSED(expression, text)                                                \
+  EXPECT_NE(kktorch::test::error_of([&] { expression; }).find(text), std::string::npos) \
+      << kktorch::test::error_of([&] { expression; })

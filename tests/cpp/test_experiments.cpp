@@ -8,6 +8,7 @@
 #include <filesystem>
 #include <set>
 
+#include "tests/cpp/refusal.h"
 #include "train/common/error.h"
 #include "train/common/files.h"
 #include "train/experiments/context.h"
@@ -25,15 +26,7 @@ namespace {
 namespace fs = std::filesystem;
 using nlohmann::ordered_json;
 
-template <typename Action>
-std::string error_of(const Action& action) {
-  try {
-    action();
-  } catch (const UserError& error) {
-    return error.what();
-  }
-  return "no error";
-}
+using test::error_of;
 
 /// While it lives, stdout is swallowed.
 struct Quiet {

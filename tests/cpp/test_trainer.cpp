@@ -11,6 +11,7 @@
 #include <set>
 
 #include "models/time_series_classifier.h"
+#include "tests/cpp/refusal.h"
 #include "train/common/error.h"
 #include "train/common/files.h"
 #include "train/loop/batches.h"
@@ -29,15 +30,7 @@ namespace {
 
 namespace fs = std::filesystem;
 
-template <typename Action>
-std::string error_of(const Action& action) {
-  try {
-    action();
-  } catch (const UserError& error) {
-    return error.what();
-  }
-  return "no error";
-}
+using test::error_of;
 
 /// One thread, where results are the same to the bit, and a folder of its own for every test.
 class TrainerTest : public testing::Test {

@@ -8,6 +8,7 @@
 #include <fstream>
 #include <string>
 
+#include "tests/cpp/refusal.h"
 #include "train/common/error.h"
 #include "train/data/datasets.h"
 #include "train/data/ts_datasets.h"
@@ -17,6 +18,7 @@ namespace kktorch {
 namespace {
 
 namespace fs = std::filesystem;
+using test::error_of;
 
 /// A folder of its own for every test.
 class TsFileTest : public testing::Test {
@@ -30,17 +32,6 @@ class TsFileTest : public testing::Test {
     return folder_ / name;
   }
   TsFile read(const std::string& text) const { return read_ts_file(write(text)); }
-
-  /// The message of the error that `action` throws.
-  template <typename Action>
-  static std::string error_of(const Action& action) {
-    try {
-      action();
-    } catch (const UserError& error) {
-      return error.what();
-    }
-    return "no error";
-  }
 
   const fs::path folder_ = fs::temp_directory_path() / ("kktorch_ts_" + std::to_string(getpid()));
 };

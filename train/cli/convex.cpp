@@ -112,8 +112,7 @@ class Points {
 
   void write(int64_t k, const Point& point) const {
     make_folder(folder_);
-    const auto bytes = torch::pickle_save(point.Z);
-    write_file(folder_ / fmt::format("{}.pt", k), {bytes.data(), bytes.size()});
+    write_file(folder_ / fmt::format("{}.pt", k), torch_save_bytes(point.Z));
     const nlohmann::ordered_json saved = {{"lip", point.lip}, {"summary", point.summary}};
     write_file(folder_ / fmt::format("{}.json", k), saved.dump(2) + '\n');
   }

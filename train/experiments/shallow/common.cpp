@@ -221,7 +221,7 @@ std::map<std::string, std::vector<std::string>> base_choices() {
   return {{"query", {"last", "fixed"}}};
 }
 
-Problem problem_of(const json& s, uint64_t seed) {
+Problem unlabelled_problem_of(const json& s, uint64_t seed) {
   const int64_t T = s.at("T"), d = s.at("d");
   const double rho = s.at("rho"), nu = s.at("nu");
   if (rho < nu) fail("shallow: expected rho >= nu, but got {} and {}", rho, nu);
@@ -235,6 +235,12 @@ Problem problem_of(const json& s, uint64_t seed) {
       {rho, rho, rho},
       model::Teacher(draw(s.at("anchors"), "anchors"), {nu, nu, nu}, s.at("pool"), seed),
       draw(s.at("n"), "train")};
+  model::check_data(problem.data);
+  return problem;
+}
+
+Problem problem_of(const json& s, uint64_t seed) {
+  auto problem = unlabelled_problem_of(s, seed);
   problem.data.y = problem.teacher.labels(problem.data);
   model::check_data(problem.data);
   return problem;

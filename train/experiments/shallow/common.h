@@ -27,6 +27,8 @@ struct Problem {
 };
 /// @throws UserError if rho < nu: the comparator would not be feasible.
 Problem problem_of(const nlohmann::json& settings, uint64_t seed);
+/// The same without labels, which are most of the work.
+Problem unlabelled_problem_of(const nlohmann::json& settings, uint64_t seed);
 
 /// Population variance. @throws UserError if it is below 1e-12.
 double variance(const at::Tensor& y);

@@ -20,7 +20,7 @@ ordered_json settings(Preset preset) {
 
 json measure(const json& s, int64_t m, uint64_t seed) {
   const at::NoGradGuard no_grad;
-  const auto problem = problem_of(s, seed);
+  const auto problem = unlabelled_problem_of(s, seed);
   const auto phi0 = model::symmetric_init(m, s.at("d"), seed);
   const model::Linearised linear(problem.data, phi0);
   const auto bounds =

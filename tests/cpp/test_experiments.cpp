@@ -12,11 +12,13 @@
 #include "train/common/error.h"
 #include "train/common/files.h"
 #include "train/experiments/context.h"
+#include "train/experiments/curves.h"
 #include "train/experiments/primal_dual/epsilon_svr.h"
 #include "train/experiments/primal_dual/retrieval_head.h"
 #include "train/experiments/primal_dual/retrieval_task.h"
 #include "train/experiments/registry.h"
 #include "train/experiments/reproduction.h"
+#include "train/loop/metrics.h"
 #include "train/loop/seed_stream.h"
 #include "train/loop/trainer.h"
 
@@ -190,6 +192,47 @@ TEST(Result, MethodsOverSeedsAreComparedInPairs) {
   EXPECT_EQ(difference_rows({{"a", {{1, 2}}}, {"b", {{1, 2}}}}, "{:.0f}")[0][1].at("text"),
             "0, every seed");
   EXPECT_EQ(difference_rows({{"a", {{1}}}, {"b", {{3}}}}, "{:.0f}")[0][1].at("text"), "2");
+}
+
+TEST_F(ExperimentTest, CurvesAreMeansOverTrialsAtTheStepsOfAll) {
+  Sweep sweep{"H", {4}, {}, {{folder_ / "a"}, {folder_ / "b"}}};
+  const auto write = [&](const char* part, const std::vector<double>& losses) {
+    make_folder(folder_ / part);
+    MetricsSink sink(folder_ / part);
+    for (size_t step = 0; step < losses.size(); ++step)
+      sink.append({{"step", step}, {"loss", losses[step]}, {"drift", nullptr}});
+  };
+  write("a", {1, 0.5, 0.2});
+  write("b", {3, 0.7});  // it has stopped early
+  const auto loss = curve_tables(sweep, "Runs", "heads H", {{"loss", "L"}, {"drift", "D"}}).at(0);
+  EXPECT_EQ(loss.title, "Runs: L");
+  EXPECT_EQ(loss.columns, (std::vector<std::string>{"step", "0", "1"}));
+  ASSERT_EQ(loss.rows.size(), 1);
+  EXPECT_EQ(loss.rows[0][0], "H = 4");
+  EXPECT_DOUBLE_EQ(loss.rows[0][1].at("value"), 2);
+  EXPECT_NEAR(loss.rows[0][1].at("high"), 2 + 12.7062 * 1, 1e-3);  // t of one degree, 97.5 %
+  const auto bounds = bound_table(sweep, "Runs", {{"loss", "L over its bound"}});
+  ASSERT_EQ(bounds.columns.size(), 4);
+  EXPECT_DOUBLE_EQ(bounds.rows[0][1].at("value"), 3);
+  EXPECT_DOUBLE_EQ(bounds.rows[0][1].at("low"), 1);
+  EXPECT_DOUBLE_EQ(bounds.rows[0][3].at("value"), 0.2);
+}
+
+TEST_F(ExperimentTest, LongCurvesHaveThePowersOfTwoAndTheirEnd) {
+  MetricsSink sink(folder_);
+  make_folder(folder_);
+  for (int step = 0; step <= 100; ++step) sink.append({{"step", step}, {"loss", 1.0}});
+  const auto table =
+      curve_tables({"H", {1}, {}, {{folder_}}}, "", "heads H", {{"loss", "L"}}).at(0);
+  const std::vector<std::string> expected = {"step", "0",  "1",  "2",  "4",
+                                             "8",    "16", "32", "64", "100"};
+  EXPECT_EQ(table.columns, expected);
+}
+
+TEST_F(ExperimentTest, BrokenRowIsNamed) {
+  make_folder(folder_);
+  write_file(folder_ / "metrics.jsonl", "{\"step\": 0}\n{\"step\"\n");
+  EXPECT_REFUSED(read_metrics(folder_), "expected a JSON object in line 2");
 }
 
 TEST(Result, WilsonInterval) {

@@ -278,6 +278,25 @@ def reproduction(tmp_path):
     return tmp_path
 
 
+def test_curves_are_drawn_and_their_table_is_folded(reproduction):
+    cells = [{"text": str(v), "value": v, "low": 0.9 * v, "high": 1.1 * v} for v in (0.8, 0.2, 0.1)]
+    figure = {"axis": "loss", "across": "step", "logarithmic": True, "form": "log-curves"}
+    table = {"title": "Loss by step", "columns": ["step", "0", "1", "64"], "note": "Of two trials."}
+    table |= {"rows": [["H = 1", *cells], ["H = 4", cells[0], "–", cells[2]]]}
+    result = json.loads((reproduction / "result.json").read_text())
+    result["tables"] = [table | {"figure": figure | {"only": True}}]
+    write_json(reproduction / "result.json", result)
+    text = render([load(reproduction)])
+    page = Page(text)
+    assert page.row("H = 4") == ["H = 4", "0.8", "–", "0.1"]
+    assert text.index("<summary>Numbers</summary>") > text.index("Loss by step")
+    plot = page.plots[0]
+    for label in ("loss", "step", "H = 1", "H = 4"):
+        assert f">{label}<" in plot
+    curve = plot.count("stroke: #0072b2"), plot.count("stroke: #d55e00")
+    assert min(curve) >= 2, "a line and its entry in the legend"
+
+
 def test_bars_and_maps_of_a_result_are_drawn(reproduction):
     page = Page(render([load(reproduction)]))
     assert page.row("after") == ["after", "0.50 ± 0.10", "–"]

@@ -8,6 +8,7 @@ import subprocess
 import time
 
 import pytest
+import torch
 from kktorch.report import load, render
 from test_report import Page
 
@@ -88,6 +89,27 @@ def test_wrong_settings_are_refused(kk, tmp_path, experiment, change, message):
 def test_other_data_and_balls(kk, tmp_path, experiment, changes):
     options = [word for change in changes for word in ("--set", change)]
     kk(*command(*experiment.split(), tmp_path / "run", *options))
+
+
+def test_samples_are_saved_and_must_stay_those_of_the_seed(kk, tmp_path):
+    words = command("multihead", "e5", tmp_path / "run", "--set", "save_data=yes")
+    kk(*words)
+    part = tmp_path / "run/zero-H2-seed1"
+    saved = torch.load(part / "train.pt")
+    assert saved["X"].shape == (10, 10, 10) and saved["X"].dtype == torch.float64
+    assert set(saved["y"].tolist()) == {-1.0, 1.0} and saved["seed"] == 1
+    assert saved["relevant"].sum(1).tolist() == [2] * 10
+    assert saved["R"] == pytest.approx(saved["X"].norm(dim=-1).max().item())
+    # Another sample: the hash tells, whatever the file claims.
+    for name in ("result.json", "zero-H2-seed1/summary.json"):
+        (tmp_path / "run" / name).unlink()
+    changed = saved["X"].clone()
+    changed[0, 0, 0] += 1
+    torch.save(saved | {"X": changed}, part / "train.pt")
+    refused = kk(*words, "--resume", code=1).stderr
+    assert "train.pt: expected the samples of its hash, but got others" in refused
+    torch.save({"X": changed}, part / "train.pt")
+    assert "train.pt: expected an array y, but got none" in kk(*words, "--resume", code=1).stderr
 
 
 @pytest.mark.parametrize("paper", ["shallow", "multihead"])

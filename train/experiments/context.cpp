@@ -54,7 +54,7 @@ std::vector<uint64_t> Context::seeds() const {
 
 json Context::part(const std::string& name,
                    const std::function<json(const std::filesystem::path&)>& compute) {
-  const auto folder = folder_ / name;
+  const auto folder = folder_of(name);
   if (!std::filesystem::exists(folder / kSummary))
     compute_part(name, folder, [&] { return compute(folder); });
   return read_back(folder);
@@ -65,14 +65,14 @@ std::vector<json> Context::parts(
     const std::function<json(size_t, const std::filesystem::path&)>& compute) {
   std::vector<size_t> missing;
   for (size_t i = 0; i < names.size(); ++i)
-    if (!std::filesystem::exists(folder_ / names[i] / kSummary)) missing.push_back(i);
+    if (!std::filesystem::exists(folder_of(names[i]) / kSummary)) missing.push_back(i);
   run_trials(static_cast<int64_t>(missing.size()), [&](int64_t job) {
     const size_t i = missing[static_cast<size_t>(job)];
-    const auto folder = folder_ / names[i];
+    const auto folder = folder_of(names[i]);
     compute_part(names[i], folder, [&] { return compute(i, folder); });
   });
   std::vector<json> results;
-  for (const auto& name : names) results.push_back(read_back(folder_ / name));
+  for (const auto& name : names) results.push_back(read_back(folder_of(name)));
   return results;
 }
 

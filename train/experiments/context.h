@@ -50,6 +50,8 @@ class Context {
       const std::vector<std::string>& names,
       const std::function<nlohmann::json(size_t, const std::filesystem::path&)>& compute);
 
+  std::filesystem::path folder_of(const std::string& part) const { return folder_ / part; }
+
   dynamics::InvariantMode invariants() const { return invariants_; }
 
   /// Time that all parts took, those that were read back included.

@@ -119,7 +119,14 @@ ordered_json result_of(const Experiment& experiment, const ordered_json& config,
 std::string result_text(const ordered_json& result) {
   auto text = fmt::format("{}\n{}\n", result.at("title").get<std::string>(),
                           result.at("claim").get<std::string>());
-  for (const auto& table : result.at("tables")) text += '\n' + table_text(table);
+  size_t drawn = 0;
+  for (const auto& table : result.at("tables")) {
+    const auto& figure = table.at("figure");
+    const bool only_drawn = figure.is_object() && figure.at("only").get<bool>();
+    drawn += only_drawn;
+    if (!only_drawn) text += '\n' + table_text(table);
+  }
+  if (drawn > 0) text += fmt::format("\n{} figures of curves are in the report.\n", drawn);
   return text + "\nThis does not show: " + result.at("limits").get<std::string>() + '\n';
 }
 

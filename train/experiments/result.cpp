@@ -6,6 +6,7 @@
 #include <cmath>
 #include <iterator>
 
+#include "train/loop/slope.h"
 #include "train/loop/table.h"
 
 namespace kktorch {
@@ -58,6 +59,12 @@ Cell difference_cell(std::span<const double> a, std::span<const double> b,
   return cell;
 }
 
+Cell mean_cell(std::span<const double> values, const std::string& format) {
+  const auto [mean, low, high] = mean_interval(values);
+  if (std::isnan(low)) return number_cell(mean, format);
+  return interval_cell(mean, {low, high}, format);
+}
+
 Cell largest_cell(std::span<const double> values, const std::string& format) {
   const auto [low, high] = std::minmax_element(values.begin(), values.end());
   auto cell = number_cell(*high, format);
@@ -76,7 +83,8 @@ nlohmann::ordered_json to_json(const ResultTable& table) {
     figure = {{"axis", table.figure->axis},
               {"across", table.figure->across},
               {"logarithmic", table.figure->logarithmic},
-              {"form", table.figure->form}};
+              {"form", table.figure->form},
+              {"only", table.figure->only}};
   if (table.figure)
     for (const auto& [slope, low, high] : table.figure->lines)
       figure["lines"].push_back({{"slope", slope}, {"low", low}, {"high", high}});

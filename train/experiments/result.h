@@ -23,6 +23,10 @@ Cell spread_cell(std::span<const double> values, const std::string& format);
 /// "value ± half the width": the text of an interval that is (nearly) symmetric about `value`.
 Cell interval_cell(double value, const Interval& interval, const std::string& format);
 
+/// "mean ± half the width" of the 95 % Student-t interval of the mean; the mean alone for one
+/// value.
+Cell mean_cell(std::span<const double> values, const std::string& format);
+
 /// "mean [low, high]" of a_i - b_i, the 95 % Student-t interval; without one for a single pair, and
 /// for differences that are all the same.
 Cell difference_cell(std::span<const double> a, std::span<const double> b,
@@ -43,9 +47,11 @@ struct Figure {
   std::string axis;    ///< what the numbers are, with their unit; of a scatter, the second ones
   std::string across;  ///< what the columns are; of a scatter, the first numbers
   bool logarithmic = false;  ///< of the numbers; zeros are then left out
-  /// or "bars", "stacked", "curves", "scatter", "cloud", "plane", "power"
+  /// or "bars", "stacked", "curves", "log-curves" (columns on a logarithmic axis), "scatter",
+  /// "cloud", "plane", "power"
   const char* form = "points";
   std::vector<SlopeLine> lines = {};  ///< of a power, one for each row; slopes may be NaN
+  bool only = false;  ///< the report shows the figure and folds the table; it is not printed
 };
 
 struct ResultTable {
@@ -60,7 +66,7 @@ struct ResultTable {
 void append(std::vector<ResultTable>& tables, std::vector<ResultTable> more);
 
 /// {"title", "columns", "rows", "note", "figure": null or {"axis", "across", "logarithmic",
-/// "form", and of a power "lines"}}
+/// "form", "only", and of a power "lines"}}
 nlohmann::ordered_json to_json(const ResultTable& table);
 
 /// Title, aligned columns and note of a table in its JSON form.

@@ -15,12 +15,6 @@ using nlohmann::json;
 constexpr const char* kFormat = "{:.3g}";
 constexpr const char* kSlopeFormat = "{:.2f}";
 
-Cell mean_cell(std::span<const double> values) {
-  const auto [mean, low, high] = mean_interval(values);
-  if (std::isnan(low)) return number_cell(mean, kFormat);
-  return interval_cell(mean, {low, high}, kFormat);
-}
-
 std::string range_text(double low, double high) {
   if (std::isnan(low)) return "one trial";
   return fmt::format("[{:.2f}, {:.2f}]", low, high);
@@ -77,9 +71,13 @@ Sweep run_sweep(
   const auto results = context.parts(names, [&](size_t job, const auto& folder) {
     return compute(x[jobs[job].i], seeds[jobs[job].trial], folder);
   });
-  Sweep sweep{variable, x, std::vector(seeds.size(), std::vector<json>(x.size()))};
-  for (size_t job = 0; job < jobs.size(); ++job)
-    sweep.results[jobs[job].trial][jobs[job].i] = results[job];
+  Sweep sweep{variable, x, std::vector(seeds.size(), std::vector<json>(x.size())),
+              std::vector(seeds.size(), std::vector<std::filesystem::path>(x.size()))};
+  for (size_t job = 0; job < jobs.size(); ++job) {
+    const auto [i, trial] = jobs[job];
+    sweep.results[trial][i] = results[job];
+    sweep.folders[trial][i] = context.folder_of(names[job]);
+  }
   return sweep;
 }
 
@@ -93,7 +91,7 @@ ResultTable mean_table(const Sweep& sweep, const std::string& title, const std::
     for (size_t i = 0; i < sweep.x.size(); ++i) {
       std::vector<double> of_trials;
       for (const auto& trial : values) of_trials.push_back(trial[i]);
-      row.push_back(mean_cell(of_trials));
+      row.push_back(mean_cell(of_trials, kFormat));
     }
   }
   return table;

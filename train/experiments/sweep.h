@@ -1,5 +1,6 @@
 #pragma once
 // Experiments that measure numbers over a range of one quantity and over trials, and fit exponents.
+#include <filesystem>
 #include <functional>
 #include <nlohmann/json.hpp>
 #include <string>
@@ -11,11 +12,13 @@
 
 namespace kktorch {
 
-/// What compute returned: results[trial][i] belongs to x[i] and the seed of the trial.
+/// What compute returned, and where: results[trial][i] and folders[trial][i] belong to x[i] and the
+/// seed of the trial.
 struct Sweep {
   std::string variable;
   std::vector<double> x;
   std::vector<std::vector<nlohmann::json>> results;
+  std::vector<std::vector<std::filesystem::path>> folders;
 
   /// A number of every result: [trial][i].
   std::vector<std::vector<double>> values(const std::string& key) const;

@@ -6,6 +6,7 @@
 #include <sstream>
 #include <vector>
 
+#include "train/common/error.h"
 #include "train/common/files.h"
 
 namespace kktorch {
@@ -55,6 +56,18 @@ void MetricsSink::keep_until(int64_t last, const std::string& counter) {
     std::filesystem::remove(csv());
   else
     write_file(csv(), csv_text);
+}
+
+std::vector<nlohmann::json> read_metrics(const std::filesystem::path& folder) {
+  const auto file = folder / kJsonLines;
+  std::vector<nlohmann::json> rows;
+  std::istringstream lines(read_file(file));
+  for (std::string line; std::getline(lines, line);) {
+    rows.push_back(nlohmann::json::parse(line, nullptr, /*allow_exceptions=*/false));
+    if (!rows.back().is_object())
+      fail("{}: expected a JSON object in line {}", file.string(), rows.size());
+  }
+  return rows;
 }
 
 }  // namespace kktorch

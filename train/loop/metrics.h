@@ -4,8 +4,11 @@
 #include <filesystem>
 #include <nlohmann/json.hpp>
 #include <string>
+#include <vector>
 
 namespace kktorch {
+
+constexpr const char* kJsonLines = "metrics.jsonl";
 
 class MetricsSink {
  public:
@@ -19,10 +22,13 @@ class MetricsSink {
   void keep_until(int64_t last, const std::string& counter = "epoch");
 
  private:
-  std::filesystem::path jsonl() const { return folder_ / "metrics.jsonl"; }
+  std::filesystem::path jsonl() const { return folder_ / kJsonLines; }
   std::filesystem::path csv() const { return folder_ / "metrics.csv"; }
 
   std::filesystem::path folder_;
 };
+
+/// The rows of a folder's metrics.jsonl. @throws UserError, naming the file.
+std::vector<nlohmann::json> read_metrics(const std::filesystem::path& folder);
 
 }  // namespace kktorch

@@ -143,6 +143,7 @@ def cells(table: dict) -> str:
     """What the figure of a result table says: series over its columns, or points in a plane."""
     forms = {
         "curves": _curves,
+        "log-curves": _curves,
         "stacked": _stacked,
         "scatter": _scatter,
         "cloud": _plane,
@@ -153,7 +154,8 @@ def cells(table: dict) -> str:
 
 
 def _curves(table):
-    """The rows as lines over columns that are numbers, with a band of their spreads."""
+    """The rows as lines over columns that are numbers, with a band of their spreads. On a
+    logarithmic axis of "log-curves" 0 has a place, too."""
     figure, rows = table["figure"], table["rows"]
     places = [float(name) for name in table["columns"][1:]]
 
@@ -169,6 +171,8 @@ def _curves(table):
             colour, style = _COLOURS[index % len(_COLOURS)], "-:"[index // len(_COLOURS) % 2]
             axis.fill_between(x, low, high, color=colour, alpha=0.16, linewidth=0)
             axis.plot(x, y, style, color=colour, linewidth=1.6, label=label)
+        if figure["form"] == "log-curves":
+            axis.set_xscale("symlog", linthresh=1, linscale=0.3)
         if figure["logarithmic"]:
             axis.set_yscale("log")
         axis.set_xlabel(figure["across"])

@@ -7,7 +7,9 @@
 
 #include "ops/mhgd.h"
 #include "train/common/error.h"
+#include "train/dynamics/data_file.h"
 #include "train/dynamics/margin.h"
+#include "train/experiments/curves.h"
 #include "train/experiments/logged_steps.h"
 #include "train/loop/metrics.h"
 
@@ -131,6 +133,7 @@ class Observer {
         {"attention_entropy", facts.entropy},
         {"relevant_mass", facts.relevant_mass},
         {"head_similarity", model::head_similarity(theta.W, t_.start.W)}};
+    row["grad_over_bound"] = std::hypot(gW, gU) / e.loss / b.beta1;
     row["normalised_margin"] = dist > 0 ? ordered_json(number(margin.min()) / dist) : nullptr;
     if (t_.tangent_kernel) add_kernels(row, theta, run.step());
     if (t_.curvature) add_curvature(row, theta, b, e.loss, run.step());
@@ -163,7 +166,9 @@ class Observer {
 
   void add_curvature(ordered_json& row, const model::Params& theta, const model::Bounds& b,
                      double loss, int64_t step) {
-    for (const auto* name : {"lambda_max", "lambda_min", "negative_over_loss"}) row[name] = nullptr;
+    for (const auto* name : {"lambda_max", "lambda_min", "negative_over_loss", "largest_over_bound",
+                             "smallest_over_bound"})
+      row[name] = nullptr;
     if (!is_milestone(step)) return;
     const auto found = model::curvature(t_.data, theta, t_.seed);
     const double slack = 1e-5 * std::abs(found.largest.value);  // of the differences
@@ -173,6 +178,8 @@ class Observer {
     row["lambda_max"] = found.largest.value;
     row["lambda_min"] = found.smallest.value;
     row["negative_over_loss"] = -found.smallest.value / loss;
+    row["largest_over_bound"] = found.largest.value / b.lambda_max;
+    row["smallest_over_bound"] = -found.smallest.value / (b.kappa * loss);
   }
 
   const Training& t_;
@@ -215,12 +222,15 @@ ordered_json mixture_settings(int64_t n, int64_t seeds) {
           {"flip_probability", 0.0},
           {"location", "random"},
           {"basis", "haar"},
+          {"save_data", "no"},
           {"step_size", 1.0},
           {"seeds", seeds}};
 }
 
 std::map<std::string, std::vector<std::string>> mixture_choices() {
-  return {{"location", {"random", "first"}}, {"basis", {"haar", "canonical"}}};
+  return {{"location", {"random", "first"}},
+          {"basis", {"haar", "canonical"}},
+          {"save_data", {"no", "yes"}}};
 }
 
 model::MixtureOptions mixture_options(const json& s) {
@@ -244,6 +254,10 @@ int64_t test_size(const json& settings, int64_t n) {
 
 Trained train(const Training& t, const Context& context, const std::filesystem::path& folder) {
   const at::NoGradGuard no_grad;
+  if (context.settings().value("save_data", "no") == "yes") {
+    model::keep_data(folder / "train.pt", t.data, t.seed);
+    model::keep_data(folder / "test.pt", t.test, t.seed);
+  }
   Observer observer(t, context, folder);
   dynamics::DescentOptions options;
   options.step_size = t.step_size;
@@ -306,6 +320,13 @@ std::vector<ResultTable> sweep_heads(Context& context, const std::string& label,
                     {"violations", "violated invariants"},
                     {"increases", "steps that raised the loss"},
                     {"diverged", "diverged"}}));
+    const auto title = label + ", " + rule;
+    append(tables, curve_tables(sweep, title, "heads H",
+                                {{"train_loss", "training loss"},
+                                 {"gap", "test loss - training loss", false},
+                                 {"head_similarity", "cosine of the heads' updates", false}}));
+    tables.push_back(
+        bound_table(sweep, title, {{"grad_over_bound", "||grad L|| / L over beta_1"}}));
   }
   return tables;
 }

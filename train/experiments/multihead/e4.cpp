@@ -4,6 +4,7 @@
 
 #include <cmath>
 
+#include "train/experiments/curves.h"
 #include "train/experiments/multihead/common.h"
 #include "train/experiments/multihead/experiments.h"
 
@@ -46,7 +47,7 @@ json measure(const json& s, int64_t n, int64_t steps, uint64_t seed, const Conte
 
 /// The points whose mean gap is at least two standard errors from 0.
 Sweep resolved(const Sweep& sweep, std::string& note) {
-  Sweep kept{sweep.variable, {}, std::vector<std::vector<json>>(sweep.results.size())};
+  Sweep kept{sweep.variable, {}, std::vector<std::vector<json>>(sweep.results.size()), {}};
   const auto values = sweep.values("gap");
   for (size_t i = 0; i < sweep.x.size(); ++i) {
     std::vector<double> gaps;
@@ -73,6 +74,10 @@ std::vector<ResultTable> run(Context& context) {
                              {{"train_loss", "training loss", "bound: -1 up to logarithms"},
                               {"dist", "||theta - theta_0||", "at most log K"},
                               {"dist_over_log", "||theta - theta_0|| / log K", "bounded"}});
+  append(tables, curve_tables(by_steps, "Runs", "steps K",
+                              {{"train_loss", "training loss"},
+                               {"gap", "test loss - training loss", false},
+                               {"dist", "||theta - theta_0||", false}}));
   const auto by_samples = run_sweep(context, "n", numbers(s.at("samples")),
                                     [&](double n, uint64_t seed, const auto& folder) {
                                       const auto size = static_cast<int64_t>(n);

@@ -1,4 +1,5 @@
 // e5: curvature of the loss along runs against its bounds.
+#include "train/experiments/curves.h"
 #include "train/experiments/multihead/common.h"
 #include "train/experiments/multihead/experiments.h"
 
@@ -55,6 +56,14 @@ std::vector<ResultTable> run(Context& context) {
                     {"ntk_drift_W", "drift of block W (absolute where it starts at 0)"},
                     {"ntk_alignment", "alignment with the labels"},
                     {"violations", "violated invariants"}}));
+    append(tables, curve_tables(sweep, "Start " + name, "heads H",
+                                {{"train_loss", "training loss"},
+                                 {"ntk_drift_U", "drift of the tangent kernel, block U", false},
+                                 {"ntk_drift_W", "drift of the tangent kernel, block W", false}}));
+    tables.push_back(bound_table(sweep, "Start " + name,
+                                 {{"grad_over_bound", "||grad L|| / L over beta_1"},
+                                  {"largest_over_bound", "lambda_max over its bound"},
+                                  {"smallest_over_bound", "-lambda_min / L over kappa"}}));
   }
   return tables;
 }

@@ -138,6 +138,14 @@ class Observer {
     row["linearisation_rms"] = gap.rms;
     row["linearisation_sup_over_std"] = gap.sup / std::sqrt(variance_);
     row["max_f"] = e.outputs.abs().max().item<double>();
+    const auto over = [&](double value, double bound) {
+      return bounded_ ? ordered_json(value / bound) : nullptr;
+    };
+    row["linearisation_over_bound"] = over(gap.sup, constants_.B_lin);
+    row["f_over_bound"] = over(e.outputs.abs().max().item<double>(), constants_.f_bound);
+    row["grad_c_over_bound"] = over(norms.at("c"), constants_.gradient_c);
+    row["grad_U_over_bound"] = over(norms.at("U"), constants_.gradient_u);
+    row["grad_W_over_bound"] = over(norms.at("W"), constants_.gradient_w);
     row["grad_f_c"] = norms.at("c");
     row["grad_f_U"] = norms.at("U");
     row["grad_f_W"] = norms.at("W");
@@ -210,6 +218,20 @@ double twin_distance(const Training& t, const DescentOptions& options, const at:
 }
 
 }  // namespace
+
+std::vector<ResultTable> run_tables(const Sweep& sweep, const std::string& title,
+                                    const std::string& across, std::vector<Curve> more) {
+  more.insert(more.begin(), {{"train_loss_over_var", "L_n / var(y)"},
+                             {"linearisation_sup_over_std", "sup |f - f_lin| / sd(y)"}});
+  auto tables = curve_tables(sweep, title, across, more);
+  tables.push_back(bound_table(sweep, title,
+                               {{"linearisation_over_bound", "sup |f - f_lin| over B_lin"},
+                                {"f_over_bound", "sup |f|"},
+                                {"grad_c_over_bound", "||grad_c f||"},
+                                {"grad_U_over_bound", "||grad_U f||"},
+                                {"grad_W_over_bound", "||grad_W f||"}}));
+  return tables;
+}
 
 ordered_json base_settings(int64_t n, int64_t seeds) {
   return {{"n", n},       {"T", 16},       {"d", 8},          {"activation", "tanh"},

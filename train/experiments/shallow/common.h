@@ -8,7 +8,9 @@
 
 #include "train/dynamics/shallow.h"
 #include "train/experiments/context.h"
+#include "train/experiments/curves.h"
 #include "train/experiments/logged_steps.h"
+#include "train/experiments/per_seed.h"
 
 namespace kktorch::shallow {
 
@@ -27,7 +29,11 @@ struct Problem {
 };
 /// @throws UserError if rho < nu: the comparator would not be feasible.
 Problem problem_of(const nlohmann::json& settings, uint64_t seed);
-/// The same without labels, which are most of the work.
+/// The same for every part of a seed: labels are most of the work of some experiments.
+inline PerSeed<Problem> problems_of(const nlohmann::json& settings) {
+  return PerSeed<Problem>([settings](uint64_t seed) { return problem_of(settings, seed); });
+}
+/// A problem without labels.
 Problem unlabelled_problem_of(const nlohmann::json& settings, uint64_t seed);
 
 /// Population variance. @throws UserError if it is below 1e-12.
@@ -49,5 +55,10 @@ struct Training {
 /// diverged keeps its rows and says so in "diverged".
 nlohmann::json train(const Training& training, const Context& context,
                      const std::filesystem::path& folder);
+
+/// Curves of the runs of a sweep, and the bounds along them, for the report.
+/// @param more  curves beside those of the loss and of the error of linearisation.
+std::vector<ResultTable> run_tables(const Sweep& sweep, const std::string& title,
+                                    const std::string& across, std::vector<Curve> more = {});
 
 }  // namespace kktorch::shallow

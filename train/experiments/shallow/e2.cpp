@@ -17,11 +17,11 @@ ordered_json settings(Preset preset) {
   return s;
 }
 
-json measure(const json& s, int64_t m, uint64_t seed) {
+json measure(const json& s, PerSeed<Problem>& problems, int64_t m, uint64_t seed) {
   const at::NoGradGuard no_grad;
   if (8 * m > s.at("pool").get<int64_t>())
     fail("shallow e2: expected m <= pool / 8, but got {} and {}", m, s.at("pool").get<int64_t>());
-  const auto problem = problem_of(s, seed);
+  const auto& problem = problems.at(seed);
   const auto phi0 = model::symmetric_init(m, s.at("d"), seed);
   const model::Linearised linear(problem.data, phi0);
   const auto [sup, rms] =
@@ -38,9 +38,10 @@ json measure(const json& s, int64_t m, uint64_t seed) {
 
 std::vector<ResultTable> run(Context& context) {
   const json s = context.settings();
+  auto problems = problems_of(s);
   const auto sweep =
       run_sweep(context, "m", numbers(s.at("m")), [&](double m, uint64_t seed, const auto&) {
-        return measure(s, static_cast<int64_t>(m), seed);
+        return measure(s, problems, static_cast<int64_t>(m), seed);
       });
   return sweep_tables(sweep, "Error of approximation at the comparator", "heads m", "error",
                       {{"sup", "sup |f_lin - y|", "-1/2"},

@@ -19,9 +19,10 @@ ordered_json settings(Preset preset) {
 
 std::vector<ResultTable> run(Context& context) {
   const json s = context.settings();
+  auto problems = problems_of(s);
   const auto sweep =
       run_sweep(context, "m", numbers(s.at("m")), [&](double m, uint64_t seed, const auto& folder) {
-        const auto problem = problem_of(s, seed);
+        const auto& problem = problems.at(seed);
         const auto phi0 = model::symmetric_init(static_cast<int64_t>(m), s.at("d"), seed);
         return train({.data = problem.data,
                       .phi0 = phi0,
@@ -44,6 +45,11 @@ std::vector<ResultTable> run(Context& context) {
                                {"path_length", "path length"},
                                {"workspace_bytes", "workspace of a gradient [bytes]"},
                                {"violations", "violated invariants"}}));
+  append(tables, run_tables(sweep, "Runs", "heads m",
+                            {{"ntk_drift_c", "drift of the tangent kernel, block c", false},
+                             {"ntk_drift_U", "drift of the tangent kernel, block U", false},
+                             {"ntk_drift_W", "drift of the tangent kernel, block W", false},
+                             {"pair_drift", "distance within a pair of heads", false}}));
   return tables;
 }
 

@@ -17,9 +17,8 @@ ordered_json settings(Preset preset) {
   return s;
 }
 
-json measure(const json& s, int64_t steps, int64_t batch, uint64_t seed, const Context& context,
-             const std::filesystem::path& folder) {
-  const auto problem = problem_of(s, seed);
+json measure(const json& s, const Problem& problem, int64_t steps, int64_t batch, uint64_t seed,
+             const Context& context, const std::filesystem::path& folder) {
   const auto phi0 = model::symmetric_init(s.at("m"), s.at("d"), seed);
   return train({.data = problem.data,
                 .phi0 = phi0,
@@ -33,25 +32,27 @@ json measure(const json& s, int64_t steps, int64_t batch, uint64_t seed, const C
 
 std::vector<ResultTable> run(Context& context) {
   const json s = context.settings();
+  auto problems = problems_of(s);
   std::vector<ResultTable> tables;
   for (const int64_t batch : {0, 1}) {
     const auto sweep =
         run_sweep(context, batch == 0 ? "all-tau" : "single-tau", numbers(s.at("steps")),
                   [&](double steps, uint64_t seed, const auto& folder) {
-                    return measure(s, static_cast<int64_t>(steps), batch, seed, context, folder);
+                    return measure(s, problems.at(seed), static_cast<int64_t>(steps), batch, seed,
+                                   context, folder);
                   });
     const std::string note =
         batch == 0 ? ""
                    : "With single samples the loss is evaluated at 256 steps or every "
                      "step: its minimum over those is an upper bound.";
-    append(tables, sweep_tables(sweep,
-                                batch == 0 ? "Projected gradient descent"
-                                           : "Projected SGD, one sample a step",
-                                "iterations tau", "loss",
+    const auto* title =
+        batch == 0 ? "Projected gradient descent" : "Projected SGD, one sample a step";
+    append(tables, sweep_tables(sweep, title, "iterations tau", "loss",
                                 {{"min_loss", "smallest L_n", "bound: -1/2 until the floor of m"},
                                  {"min_loss_over_var", "smallest L_n / var(y)", "bound: -1/2"},
                                  {"average_loss", "L_n of the mean iterate", "bound: -1/2"}},
                                 note));
+    append(tables, run_tables(sweep, title, "iterations tau"));
   }
   return tables;
 }

@@ -70,6 +70,7 @@ std::vector<ResultTable> run(Context& context) {
                        {"workspace_bytes", "workspace of a gradient", "", false}},
                       "State while a sequence is read; the workspace is what training "
                       "allocates besides parameters and data."));
+  append(tables, run_tables(sweep, "Runs", "length T"));
   return tables;
 }
 

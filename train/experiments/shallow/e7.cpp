@@ -154,6 +154,15 @@ json measure(const json& s, int64_t lag, uint64_t seed, const std::filesystem::p
   return result;
 }
 
+/// Curves of one of the two models.
+std::vector<ResultTable> curves_of(Sweep sweep, const std::string& model) {
+  for (auto& trial : sweep.folders)
+    for (auto& folder : trial) folder /= model;
+  return curve_tables(
+      sweep, model, "lag L",
+      {{"validation_mse", "validation error"}, {"jacobian_sup", "largest norm of the Jacobian"}});
+}
+
 std::vector<ResultTable> run(Context& context) {
   const json s = context.settings();
   const auto sweep = run_sweep(context, "lag", numbers(s.at("lags")),
@@ -178,6 +187,7 @@ std::vector<ResultTable> run(Context& context) {
   tables.push_back(mean_table(
       sweep, "Diverged runs", "lag L",
       {{"transformer_diverged", "transformer"}, {"recurrent_diverged", "recurrent network"}}));
+  for (const auto* model : {"transformer", "recurrent"}) append(tables, curves_of(sweep, model));
   return tables;
 }
 

@@ -42,7 +42,7 @@ KKTORCH_HD A shift_query(A q, A beta, A x0, A m) {
 /// scale_sum = sum_h T^h (0 without use_std), c^ = (k - mu) r.
 template <typename A>
 KKTORCH_HD A key_gradient(A gamma, A r, A share, A shift_sum, A scale_sum, A c_hat) {
-  return r * (gamma - share * (shift_sum + 2 * c_hat * scale_sum));
+  return r * (gamma - share * (shift_sum + (c_hat + c_hat) * scale_sum));
 }
 
 }  // namespace kktorch::csrc

@@ -3,6 +3,7 @@
 
 #include "csrc/attention/bn_formulas.h"
 #include "csrc/attention/bn_global.h"
+#include "csrc/common/prefetch.h"
 #include "csrc/common/row_convert.h"
 
 namespace kktorch::csrc::KKTORCH_TIER {
@@ -23,6 +24,7 @@ void moments(const Keys<T>& keys, Block block, const A* __restrict shift, A* blo
   A n = 0;
   for (int64_t j = block.begin; j < block.end; ++j) {
     const A w = weight_of(keys.weight, j);
+    prefetch_behind(keys.rows, j, D);
     if (!(w > 0)) continue;
     const A* __restrict k = load_row(keys.rows[j], D, scratch);
     n += w;

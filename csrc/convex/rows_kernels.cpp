@@ -5,7 +5,7 @@
 #include <cmath>
 #include <limits>
 
-#include "csrc/attention/core/pack.h"
+#include "csrc/attention/core/vector.h"
 #include "csrc/common/row_convert.h"
 #include "csrc/convex/rows.h"
 

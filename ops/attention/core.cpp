@@ -116,11 +116,11 @@ void run_backward(const AttentionProblem& p, const Tensor& statistics,
                              grad_beta.mutable_data_ptr<A>());
   const int64_t scratch_size = csrc::core_kernels<T>().backward_scratch(problem);
   if (has_many_heads(heads)) {
-    for_each<A>(heads, 2 * work_of(p, view.G()), 3 * D, [&](int64_t u, A* row) {
+    for_each<A>(heads, 2 * work_of(p, view.G()), 0, [&](int64_t u, A*) {
       const ThreadScratch scratch(scratch_size +
                                   head.sums_size() * static_cast<int64_t>(sizeof(A)));
       A* sums = reinterpret_cast<A*>(scratch.data() + scratch_size);
-      head.run(u, sums, row, scratch.data());
+      head.run(u, sums, scratch.data());
     });
     return;
   }
@@ -134,9 +134,9 @@ void run_backward(const AttentionProblem& p, const Tensor& statistics,
   });
   for_each_head<A>(
       heads, (view.G() * p.M() + p.N()) * D, D, [](int64_t) {}, head.query_blocks(),
-      [&](int64_t u, int64_t i, A* row) { head.finish_queries(u, i, sums_of(u), row); },
+      [&](int64_t u, int64_t i, A*) { head.finish_queries(u, i, sums_of(u)); },
       [&](int64_t u) { head.merge(u, sums_of(u)); }, head.key_blocks(),
-      [&](int64_t u, int64_t i, A* row) { head.finish_keys(u, i, sums_of(u), row); });
+      [&](int64_t u, int64_t i, A*) { head.finish_keys(u, i, sums_of(u)); });
 }
 
 // ---- the interface ----

@@ -64,7 +64,9 @@ csrc::CoreProblem<T> core_problem(const AttentionProblem& p, const at::Tensor& s
           .weight = p.key_weight.defined() ? p.key_weight.const_data_ptr<A>() : nullptr,
           .mask = mask,
           .is_causal = p.is_causal,
-          .query_offset = p.query_offset};
+          .query_offset = p.query_offset,
+          .split_floats =
+              at::globalContext().float32MatmulPrecision() != at::Float32MatmulPrecision::HIGHEST};
 }
 
 /// Cuts [0, size) into `parts` blocks of nearly equal size.
@@ -105,21 +107,21 @@ class HeadBackward {
                       scratch);
   }
 
-  /// All steps of a head. row: [3 D]; sums: [sums_size()].
-  void run(int64_t u, A* sums, A* row, void* scratch) const {
+  /// All steps of a head. sums: [sums_size()].
+  void run(int64_t u, A* sums, void* scratch) const {
     for (int64_t i = 0; i < parts_; ++i) attend(u, i, sums, scratch);
-    for (int64_t i = 0; i < query_blocks(); ++i) finish_queries(u, i, sums, row);
+    for (int64_t i = 0; i < query_blocks(); ++i) finish_queries(u, i, sums);
     merge(u, sums);
-    for (int64_t i = 0; i < key_blocks(); ++i) finish_keys(u, i, sums, row);
+    for (int64_t i = 0; i < key_blocks(); ++i) finish_keys(u, i, sums);
   }
 
-  void finish_queries(int64_t u, int64_t block, A* sums, A* scratch) const {
+  void finish_queries(int64_t u, int64_t block, A* sums) const {
     const int64_t M = view_.M, blocks = blocks_of(M), g = block / blocks;
     const auto rows = block_at(block % blocks, M);
     A* out = column_sums(sums, block);
     kernels_.finish_queries(problem_, gradients_, u / view_.Hk, view_.query_head(u, g), rows,
                             sums + (g * M + rows.begin) * view_.D, parts_, query_size(),
-                            {out, out + view_.D}, scratch);
+                            {out, out + view_.D});
   }
 
   void merge(int64_t u, A* sums) const {
@@ -127,14 +129,14 @@ class HeadBackward {
                      column_sums(sums, query_blocks()), grad_beta_ + u * view_.G());
   }
 
-  void finish_keys(int64_t u, int64_t block, A* sums, A* scratch) const {
+  void finish_keys(int64_t u, int64_t block, A* sums) const {
     const int64_t N = view_.N, b = u / view_.Hk;
     const auto rows = block_at(block, N);
     const A* group = column_sums(sums, query_blocks());
     const A total = total_ ? total_[b] : static_cast<A>(N);
     kernels_.finish_keys(problem_, gradients_, b, u % view_.Hk, rows,
                          key_sums(sums) + rows.begin * view_.D, total,
-                         {const_cast<A*>(group), const_cast<A*>(group) + view_.D}, scratch);
+                         {const_cast<A*>(group), const_cast<A*>(group) + view_.D});
   }
 
  private:

@@ -62,7 +62,6 @@ class PooledHead {
 
   const csrc::CoreProblem<T>& problem() const { return problem_; }
   bool is_pooled() const { return is_pooled_; }
-  A* row() const { return row_; }  // [3 max(D, Dv)]
 
   /// Rows of windows in scratch memory.
   Rows<T> take_rows(Scratch& scratch, int64_t width) const {
@@ -252,7 +251,7 @@ void run_backward(const PooledHeads& all, const Tensor& statistics,
     const auto total = head.total_weight();
     HeadBackward<T>(view, head.problem(), grads.own, 1, &total,
                     grad_beta + b * tokens.H + hk * tokens.group())
-        .run(0, grads.sums, head.row(), scratch.take<std::byte>(0));
+        .run(0, grads.sums, scratch.take<std::byte>(0));
     if (!head.is_pooled()) return;
     head.spread(grads.keys, gradients.key.of(b, hk), tokens.D);
     head.spread(grads.values, gradients.value.of(b, hk), tokens.Dv);

@@ -55,6 +55,25 @@ def test_error_is_at_most_twice_the_literal_one(dtype, slack, mode, mask, use_st
         assert max(errors[name]) <= 2 * max(literal_errors[name]) + slack, name
 
 
+@pytest.fixture
+def high_precision():
+    """float32 products may be less exact: the tier amx then splits operands in two bfloat16."""
+    torch.set_float32_matmul_precision("high")
+    yield
+    torch.set_float32_matmul_precision("highest")
+
+
+def test_high_precision_keeps_16_bits(high_precision):
+    tensors, options = problem(Shape(B=2, H=3, Hk=3, M=100, N=100, D=48, Dv=48), "global", "none")
+    tensors, options = cast(torch.float32, tensors, options)
+    grad_out = cotangent((2, 3, 100, 48), torch.float32)
+    wrt = ("query", "key", "value")
+    exact = evaluate(op, *cast(torch.float64, tensors, options), grad_out.double(), wrt)
+    for name, value in evaluate(op, tensors, options, grad_out, wrt).items():
+        relative = (value.double() - exact[name]).norm() / exact[name].norm()
+        assert relative < 2**-15, name
+
+
 def distance(actual, expected):
     return (actual.double() - expected.double()).abs().max().item()
 

@@ -12,7 +12,7 @@ namespace {
 
 constexpr int64_t kBackwardTile = 96;      // keys whose scores exist at a time
 constexpr int64_t kBackwardQueries = 128;  // queries of a block
-static_assert(kBackwardTile % kTileRows == 0 && kTileRows % 2 == 0, "pairs of keys are not torn");
+static_assert(kBackwardTile % kRowStep == 0 && kRowStep % 2 == 0, "pairs of keys are not torn");
 
 /// Keys of a block, whole tiles: operands, gradients and the query block fill an L2 cache.
 inline int64_t backward_keys(int64_t width) {
@@ -34,7 +34,6 @@ class BackwardPass {
     take_key_block(scratch, keys);
     take_query_block(scratch, kBackwardQueries);
     take_tile(scratch, std::min(keys, kBackwardTile), kBackwardQueries);
-    row_ = scratch.take<A>(2 * std::max(p_.D, p_.Dv));
     size_ = scratch.used();
   }
 
@@ -97,8 +96,8 @@ class BackwardPass {
 
   void key_block(const CoreGradients<T>& gradients, Block keys, A* grad_query, A* grad_key) {
     const int64_t count = keys.end - keys.begin;
-    pack_keys<T, E>(p_, b_, hk_, keys, keys_, row_);
-    pack_values<T, E>(p_, b_, hk_, keys, values_, row_);
+    pack_keys<T, E>(p_, b_, hk_, keys, keys_);
+    pack_values<T, E>(p_, b_, hk_, keys, values_);
     if (p_.weight) log_weights(p_.weight_of(b_), keys, log_weight_);
     key_rows_ = upright(keys_, count, p_.D, joined_keys_);
     std::fill_n(grad_key_.data, count * grad_key_.stride, A(0));
@@ -120,10 +119,10 @@ class BackwardPass {
     const A* weight = p_.weight_of(b_);
     if (weight && !(weight[j] > 0)) {
       std::fill_n(out, p_.Dv, T(0));
-    } else if constexpr (std::is_same_v<T, A>) {
-      std::copy_n(sums, p_.Dv, out);
     } else {
-      store_row(sums, p_.Dv, out);
+      for_each_part<A>(p_.Dv, [&](int64_t e, auto count) {
+        store_row_part(out + e, load<Vector<A>>(sums + e), count);  // padded
+      });
     }
   }
 
@@ -135,7 +134,7 @@ class BackwardPass {
     std::fill_n(grad_query_.data, count * grad_query_.stride, A(0));
     // Keys behind the last query of the block are not seen by it.
     const int64_t end = p_.is_causal ? std::min(keys.end, p_.query_offset + queries.end) : keys.end;
-    const int64_t step = even_blocks(end - keys.begin, kBackwardTile, kTileRows);
+    const int64_t step = even_blocks(end - keys.begin, kBackwardTile, kRowStep);
     for (int64_t j = keys.begin; j < end; j += step)
       tile(queries, {j, std::min(j + step, end)}, j - keys.begin, operands);
     for (int64_t i = 0; i < count; ++i) {
@@ -151,7 +150,7 @@ class BackwardPass {
 
   QueryOperands pack(const CoreGradients<T>& gradients, Block queries) {
     const int64_t count = queries.end - queries.begin;
-    pack_queries<T, E>(p_, b_, h_, queries, queries_, row_);
+    pack_queries<T, E>(p_, b_, h_, queries, queries_);
     const auto logsumexp = gradients.logsumexp.of(b_, h_);
     for (int64_t i = 0; i < count; ++i) rows_.set_logsumexp(i, *logsumexp[queries.begin + i]);
     for (int64_t i = count; i < padded<A>(count); ++i) rows_.set_logsumexp(i, -kInfinity<A>);
@@ -166,23 +165,21 @@ class BackwardPass {
 
   void pack_outputs(const HeadRows<const T>& from, Block queries, const PackedRows<E>& to) {
     const auto rows = from.of(b_, h_);
-    for (int64_t i = queries.begin; i < queries.end; ++i)
-      pack_row<T, E>(rows[i], p_.Dv, Identity{}, to, i - queries.begin, row_);
+    for (int64_t i = queries.begin; i < queries.end; ++i) {
+      prefetch_behind(rows, i, p_.Dv);
+      pack_row<T, E>(rows[i], p_.Dv, Identity{}, to, i - queries.begin);
+    }
     const int64_t count = queries.end - queries.begin;
     clear_rows(to, count, padded_rows<A>(count));
   }
 
-  /// delta is summed in the order in which the micro-kernel sums dP: where all of P falls on one
+  /// delta is summed in the order in which dP is summed: where all of P falls on one
   /// key, o = v, and dP - delta must be exactly 0, because large operands may follow.
   void set_delta(Right<Word> out, Right<Word> grad, int64_t count) const {
-    using V = Vector<A>;
     for (int64_t i = 0; i < count; i += kLanes<A>) {
       const int64_t at = i / kPanel<A> * out.panel_stride + i % kPanel<A>;
-      V sum{};
-      for (int64_t k = 0; k < words<E>(p_.Dv); ++k)
-        sum = E::multiply_add(load<V>(out.data + at + k * out.stride),
-                              load<V>(grad.data + at + k * grad.stride), sum);
-      store(rows_.delta + i, sum);
+      store(rows_.delta + i, column_products<E>(out.data + at, out.stride, grad.data + at,
+                                                grad.stride, words<E>(p_.Dv)));
     }
   }
 
@@ -249,55 +246,41 @@ class BackwardPass {
   Sums<A> grad_key_, grad_value_, grad_query_;
   ScoreBlock<E> tile_{};
   QueryRows<A> rows_;
-  A *log_weight_, *row_;
+  A* log_weight_;
 };
-
-/// One row: dq = r dq^, and dq^ and dq^ q^ added to the column sums.
-template <typename A>
-inline void finish_query_row(int64_t D, A beta, const A* __restrict shift, const A* __restrict mean,
-                             const A* __restrict rstd, const A* __restrict q,
-                             const A* __restrict grad, A* __restrict dq, A* __restrict shift_sum,
-                             A* __restrict scale_sum) {
-  for (int64_t d = 0; d < D; ++d) {
-    const A g = grad[d];
-    shift_sum[d] += g;
-    scale_sum[d] += g * (shift_query(q[d], beta, shift[d], mean[d]) * rstd[d]);
-    dq[d] = rstd[d] * g;
-  }
-}
 
 /// dq = r dq^ and the column sums over the block of dq^ and dq^ q^.
 template <typename T, typename A = acc_t<T>>
 void finish_queries(const CoreProblem<T>& p, const CoreGradients<T>& gradients, int64_t b,
                     int64_t h, Block queries, const A* summands, int64_t parts, int64_t stride,
-                    QuerySums<A> sums, A* scratch) {
-  const int64_t D = p.D;
-  const auto statistics = p.statistics_of(b, h / p.group());
-  std::fill_n(sums.shift, D, A(0));
-  std::fill_n(sums.scale, D, A(0));
+                    QuerySums<A> sums) {
+  using V = Vector<A>;
+  const auto s = p.statistics_of(b, h / p.group());
+  const QueryMap<A> map{s, p.beta[h], 1};
+  std::fill_n(sums.shift, p.D, A(0));
+  std::fill_n(sums.scale, p.D, A(0));
   const auto query = p.query.of(b, h);
   const auto out = gradients.query.of(b, h);
-  for (int64_t i = queries.begin; i < queries.end; ++i, summands += D) {
-    A* __restrict grad = scratch;
-    for (int64_t d = 0; d < D; ++d) grad[d] = summands[d] * p.scale;
-    for (int64_t part = 1; part < parts; ++part)
-      for (int64_t d = 0; d < D; ++d) grad[d] += summands[part * stride + d] * p.scale;
-    A* const dq = row_buffer(out[i], scratch + 2 * D);
-    finish_query_row<A>(D, p.beta[h], statistics.shift, statistics.mean, statistics.rstd,
-                        load_row(query[i], D, scratch + D), grad, dq, sums.shift, sums.scale);
-    store_row(dq, D, out[i]);
-  }
+  for (int64_t i = queries.begin; i < queries.end; ++i, summands += p.D)
+    for_each_part<A>(p.D, [&](int64_t d, auto count) {
+      V g = load_row_part(summands + d, count) * p.scale;
+      for (int64_t part = 1; part < parts; ++part)
+        g += load_row_part(summands + part * stride + d, count) * p.scale;
+      const V q_hat = map(d, load_row_part(query[i] + d, count), count);
+      store_row_part(sums.shift + d, load_row_part(sums.shift + d, count) + g, count);
+      store_row_part(sums.scale + d, load_row_part(sums.scale + d, count) + g * q_hat, count);
+      store_row_part(out[i] + d, load_row_part(s.rstd + d, count) * g, count);
+    });
 }
 
 /// dk from the gradient of c.
 template <typename T, typename A = acc_t<T>>
 void finish_keys(const CoreProblem<T>& p, const CoreGradients<T>& gradients, int64_t b, int64_t hk,
-                 Block keys, const A* grad_key, A total_weight, QuerySums<A> sums, A* scratch) {
-  const auto statistics = p.statistics_of(b, hk);
-  const A *__restrict shift = statistics.shift, *__restrict mean = statistics.mean,
-          *__restrict rstd = statistics.rstd;
-  const A* __restrict shift_sum = sums.shift, * __restrict scale_sum = sums.scale;
+                 Block keys, const A* grad_key, A total_weight, QuerySums<A> sums) {
+  const auto s = p.statistics_of(b, hk);
+  const KeyMap<A> map{s};
   const A* weight = p.weight_of(b);
+  const A size = std::abs(p.scale);  // its sign is in the packed queries
   const auto key = p.key.of(b, hk);
   const auto out = gradients.key.of(b, hk);
   for (int64_t j = keys.begin; j < keys.end; ++j, grad_key += p.D) {
@@ -306,15 +289,14 @@ void finish_keys(const CoreProblem<T>& p, const CoreGradients<T>& gradients, int
       std::fill_n(out[j], p.D, T(0));
       continue;
     }
-    const A* __restrict k = load_row(key[j], p.D, scratch);
-    A* __restrict dk = row_buffer(out[j], scratch + p.D);
-    const A* __restrict gamma = grad_key;
-    const A share = n / total_weight;
-    // The sign of the scale is in the packed queries.
-    for (int64_t d = 0; d < p.D; ++d)
-      dk[d] = key_gradient(gamma[d] * std::abs(p.scale), rstd[d], share, shift_sum[d], scale_sum[d],
-                           ((k[d] - shift[d]) - mean[d]) * rstd[d]);
-    store_row(dk, p.D, out[j]);
+    for_each_part<A>(p.D, [&](int64_t d, auto count) {
+      const auto at = [&](const A* row) { return load_row_part(row + d, count); };
+      store_row_part(
+          out[j] + d,
+          key_gradient(at(grad_key) * size, at(s.rstd), broadcast(n / total_weight), at(sums.shift),
+                       at(sums.scale), map(d, load_row_part(key[j] + d, count), count)),
+          count);
+    });
   }
 }
 

@@ -7,7 +7,7 @@
 
 namespace kktorch::csrc {
 
-KKTORCH_DEFINE_TIERED(CoreKernels, core_kernels)
+KKTORCH_DEFINE_TIERED_WITH_AMX(CoreKernels, core_kernels)
 
 template const CoreKernels<double>& core_kernels();
 template const CoreKernels<float>& core_kernels();

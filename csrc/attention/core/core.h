@@ -38,6 +38,7 @@ struct CoreProblem {
   LogitMask<A> mask;
   bool is_causal;  // row i sees the keys j <= query_offset + i
   int64_t query_offset;
+  bool split_floats;  // float32 may be multiplied as two bfloat16, where the machine gains by that
 
   int64_t group() const { return H / Hk; }
   const A* weight_of(int64_t b) const { return weight ? weight + b * N : nullptr; }
@@ -90,13 +91,12 @@ struct CoreKernels {
   /// `stride` apart, from the first row of the block on), and their column sums.
   void (*finish_queries)(const CoreProblem<T>& problem, const CoreGradients<T>& gradients,
                          int64_t b, int64_t h, Block queries, const A* summands, int64_t parts,
-                         int64_t stride, QuerySums<A> sums, A* scratch /* [3 D] */);
+                         int64_t stride, QuerySums<A> sums);
 
   /// Gradients of the keys `keys` from those of c ([rows, D] from the first key of the block on).
   /// `sums` are those of all queries of the group, the shift sum weighted by beta.
   void (*finish_keys)(const CoreProblem<T>& problem, const CoreGradients<T>& gradients, int64_t b,
-                      int64_t hk, Block keys, const A* grad_key, A total_weight, QuerySums<A> sums,
-                      A* scratch /* [2 D] */);
+                      int64_t hk, Block keys, const A* grad_key, A total_weight, QuerySums<A> sums);
 };
 
 /// The table of the CPU tier in use; T is double, float, c10::BFloat16 or c10::Half.

@@ -49,7 +49,6 @@ class ForwardPass {
          {&rows_.max, &rows_.sum, &rows_.block_max, &rows_.block_sum, &rows_.origin, &rows_.factor})
       *row = scratch.take<A>(round_up(queries, kLanes<A>));
     log_weight_ = scratch.take<A>(keys);
-    row_ = scratch.take<A>(2 * std::max(p_.D, p_.Dv));
     size_ = scratch.used();
   }
 
@@ -64,7 +63,7 @@ class ForwardPass {
  private:
   void chunk(const CoreResult<T>& result, Block queries) {
     const int64_t count = queries.end - queries.begin;
-    pack_queries<T, E>(p_, b_, h_, queries, queries_, row_);
+    pack_queries<T, E>(p_, b_, h_, queries, queries_);
     rows_.begin(count);
     const int64_t end = visible_keys(queries.end - 1);
     const int64_t step = even_blocks(p_.N, block_keys_, kKeyStep);  // alike for all chunks
@@ -88,8 +87,8 @@ class ForwardPass {
 
   std::pair<Right<Word>, Right<Word>> pack(Block keys) {
     const int64_t hk = h_ / p_.group(), count = keys.end - keys.begin;
-    pack_keys<T, E>(p_, b_, hk, keys, keys_, row_);
-    pack_values<T, E>(p_, b_, hk, keys, values_, row_);
+    pack_keys<T, E>(p_, b_, hk, keys, keys_);
+    pack_values<T, E>(p_, b_, hk, keys, values_);
     if (p_.weight) log_weights(p_.weight_of(b_), keys, log_weight_);
     return {transposed(keys_, count, columns_), upright(values_, count, p_.Dv, joined_)};
   }
@@ -155,9 +154,11 @@ class ForwardPass {
     const A max = rows_.max[row], sum = rows_.sum[row];
     const A* sums = out_[row];
     const A norm = sum == 0 ? 0 : 1 / sum;
-    A* out = row_buffer(result.out.of(b_, h_)[i], row_);
-    for (int64_t e = 0; e < p_.Dv; ++e) out[e] = norm == 0 ? 0 : sums[e] * norm;
-    store_row(out, p_.Dv, result.out.of(b_, h_)[i]);
+    T* out = result.out.of(b_, h_)[i];
+    for_each_part<A>(p_.Dv, [&](int64_t e, auto count) {
+      const auto v = load<Vector<A>>(sums + e);  // padded
+      store_row_part(out + e, norm == 0 ? Vector<A>{} : v * norm, count);
+    });
     *result.logsumexp.of(b_, h_)[i] =
         sum == 0
             ? -kInfinity<A>
@@ -175,7 +176,7 @@ class ForwardPass {
   Word *columns_, *joined_ = nullptr;
   Sums<A> scores_{}, out_{};
   OnlineRows<A> rows_;
-  A *log_weight_, *row_;
+  A* log_weight_;
 };
 
 }  // namespace

@@ -5,8 +5,8 @@
 
 #include "csrc/attention/bn_formulas.h"
 #include "csrc/attention/core/core.h"
-#include "csrc/attention/core/tile.h"
-#include "csrc/common/row_convert.h"
+#include "csrc/attention/core/multiply.h"
+#include "csrc/common/prefetch.h"
 
 namespace kktorch::csrc {
 namespace {
@@ -54,28 +54,65 @@ struct PackedRows {
   Left<typename E::Word> from(int64_t row) const { return {data + row * stride, stride}; }
 };
 
-/// row[d] = map(d, from[d]), or the row as it is.
-struct Identity {};
+/// The row as it is.
+struct Identity {
+  template <typename V, typename Count>
+  V operator()(int64_t /*d*/, V x, Count /*count*/) const {
+    return x;
+  }
+};
 
+/// c of a key: ((k - x0) - m) r.
+template <typename A>
+struct KeyMap {
+  KeyStatistics<A> s;
+
+  template <typename Count>
+  Vector<A> operator()(int64_t d, Vector<A> k, Count count) const {
+    const auto at = [&](const A* row) { return load_row_part(row + d, count); };
+    return ((k - at(s.shift)) - at(s.mean)) * at(s.rstd);
+  }
+};
+
+/// q^ of a query: ((q - beta x0) - beta m) r, with the sign of the scale.
+template <typename A>
+struct QueryMap {
+  KeyStatistics<A> s;
+  A beta, sign;
+
+  template <typename Count>
+  Vector<A> operator()(int64_t d, Vector<A> q, Count count) const {
+    const auto at = [&](const A* row) { return load_row_part(row + d, count); };
+    return shift_query(q, broadcast(beta), at(s.shift), at(s.mean)) * (at(s.rstd) * sign);
+  }
+};
+
+/// A short row: a call to copy it would cost as much.
+template <typename T>
+inline void copy_row(const T* from, int64_t width, T* to) {
+  constexpr int64_t kStep = kVectorBytes / sizeof(T);
+  int64_t d = 0;
+  for (; d + kStep <= width; d += kStep) store(to + d, load<Vector<float>>(from + d));
+  for (; d < width; ++d) to[d] = from[d];
+}
+
+/// to[d] = map(d, from[d]).
 template <typename T, typename E, typename Map>
 inline void pack_row(const T* from, int64_t width, const Map& map, const PackedRows<E>& to,
-                     int64_t row, acc_t<T>* __restrict scratch /* [2 width] */) {
-  using Element = typename E::Element;
-  Element* const out = to[row];
-  if constexpr (std::is_same_v<Map, Identity> && std::is_same_v<T, Element>) {
-    std::copy_n(from, width, out);
+                     int64_t row) {
+  using A = acc_t<T>;
+  auto* const out = to[row];
+  if constexpr (std::is_same_v<Map, Identity> && std::is_same_v<T, typename E::Element>) {
+    copy_row(from, width, out);
+    std::fill(out + width, out + to.stride * E::kGroup, typename E::Element(0));
   } else {
-    const acc_t<T>* __restrict x = load_row(from, width, scratch);
-    acc_t<T>* __restrict y = row_buffer(out, scratch + width);
-    for (int64_t d = 0; d < width; ++d) {
-      if constexpr (std::is_same_v<Map, Identity>)
-        y[d] = x[d];
-      else
-        y[d] = map(d, x[d]);
-    }
-    store_row(y, width, out);
+    // Lanes behind the width are 0, and so are their maps.
+    for_each_part<A>(width, [&](int64_t d, auto count) {
+      store_converted(out + d, map(d, load_row_part(from + d, count), count));
+    });
+    std::fill(out + round_up(width, kLanes<A>), out + to.stride * E::kGroup,
+              typename E::Element(0));
   }
-  std::fill(out + width, out + to.stride * E::kGroup, Element(0));
 }
 
 template <typename E>
@@ -85,20 +122,18 @@ inline void clear_rows(const PackedRows<E>& rows, int64_t begin, int64_t end) {
 
 /// c of the keys `keys`; 0 where the weight is 0, whatever the key holds.
 template <typename T, typename E>
-void pack_keys(const CoreProblem<T>& p, int64_t b, int64_t hk, Block keys, const PackedRows<E>& to,
-               acc_t<T>* scratch) {
+void pack_keys(const CoreProblem<T>& p, int64_t b, int64_t hk, Block keys,
+               const PackedRows<E>& to) {
   using A = acc_t<T>;
-  const auto statistics = p.statistics_of(b, hk);
-  const A *__restrict shift = statistics.shift, *__restrict mean = statistics.mean,
-          *__restrict rstd = statistics.rstd;
-  const auto map = [=](int64_t d, A k) { return ((k - shift[d]) - mean[d]) * rstd[d]; };
+  const KeyMap<A> map{p.statistics_of(b, hk)};
   const auto rows = p.key.of(b, hk);
   const A* weight = p.weight_of(b);
   for (int64_t j = keys.begin; j < keys.end; ++j) {
+    prefetch_behind(rows, j, p.D);
     if (weight && !(weight[j] > 0))
       clear_rows(to, j - keys.begin, j - keys.begin + 1);
     else
-      pack_row<T, E>(rows[j], p.D, map, to, j - keys.begin, scratch);
+      pack_row<T, E>(rows[j], p.D, map, to, j - keys.begin);
   }
   clear_rows(to, keys.end - keys.begin, padded_rows<A>(keys.end - keys.begin));
 }
@@ -106,14 +141,15 @@ void pack_keys(const CoreProblem<T>& p, int64_t b, int64_t hk, Block keys, const
 /// The values of the keys `keys`; 0 where the weight is 0, because 0 times NaN would be NaN.
 template <typename T, typename E>
 void pack_values(const CoreProblem<T>& p, int64_t b, int64_t hk, Block keys,
-                 const PackedRows<E>& to, acc_t<T>* scratch) {
+                 const PackedRows<E>& to) {
   const auto rows = p.value.of(b, hk);
   const auto* weight = p.weight_of(b);
   for (int64_t j = keys.begin; j < keys.end; ++j) {
+    prefetch_behind(rows, j, p.Dv);
     if (weight && !(weight[j] > 0))
       clear_rows(to, j - keys.begin, j - keys.begin + 1);
     else
-      pack_row<T, E>(rows[j], p.Dv, Identity{}, to, j - keys.begin, scratch);
+      pack_row<T, E>(rows[j], p.Dv, Identity{}, to, j - keys.begin);
   }
   clear_rows(to, keys.end - keys.begin, padded_rows<acc_t<T>>(keys.end - keys.begin));
 }
@@ -122,47 +158,15 @@ void pack_values(const CoreProblem<T>& p, int64_t b, int64_t hk, Block keys,
 /// it costs no rounding of the operands.
 template <typename T, typename E>
 void pack_queries(const CoreProblem<T>& p, int64_t b, int64_t h, Block queries,
-                  const PackedRows<E>& to, acc_t<T>* scratch) {
+                  const PackedRows<E>& to) {
   using A = acc_t<T>;
-  const auto statistics = p.statistics_of(b, h / p.group());
-  const A *__restrict shift = statistics.shift, *__restrict mean = statistics.mean,
-          *__restrict rstd = statistics.rstd;
-  const A beta = p.beta[h], sign = p.scale < 0 ? -1 : 1;
-  const auto map = [=](int64_t d, A q) {
-    return shift_query(q, beta, shift[d], mean[d]) * (rstd[d] * sign);
-  };
+  const QueryMap<A> map{p.statistics_of(b, h / p.group()), p.beta[h], A(p.scale < 0 ? -1 : 1)};
   const auto rows = p.query.of(b, h);
-  for (int64_t i = queries.begin; i < queries.end; ++i)
-    pack_row<T, E>(rows[i], p.D, map, to, i - queries.begin, scratch);
+  for (int64_t i = queries.begin; i < queries.end; ++i) {
+    prefetch_behind(rows, i, p.D);
+    pack_row<T, E>(rows[i], p.D, map, to, i - queries.begin);
+  }
   clear_rows(to, queries.end - queries.begin, padded_rows<A>(queries.end - queries.begin));
-}
-
-/// A square block of words, as many as a vector has lanes: rows become columns. Each of the log2
-/// stages interleaves row i with row i + half.
-template <typename A>
-inline void transpose_square(const A* from, int64_t from_stride, A* to, int64_t to_stride) {
-  using V = Vector<A>;
-  constexpr int kL = kLanes<A>, kHalf = kL / 2;
-  Vector<Bits<A>> low, high;
-  for (int i = 0; i < kL; ++i) {
-    low[i] = i / 2 + i % 2 * kL;
-    high[i] = i / 2 + i % 2 * kL + kHalf;
-  }
-  V rows[kL], mixed[kL];
-#pragma GCC unroll 16
-  for (int i = 0; i < kL; ++i) rows[i] = load<V>(from + i * from_stride);
-#pragma GCC unroll 4
-  for (int stage = 1; stage < kL; stage *= 2) {
-#pragma GCC unroll 8
-    for (int i = 0; i < kHalf; ++i) {
-      mixed[2 * i] = __builtin_shuffle(rows[i], rows[i + kHalf], low);
-      mixed[2 * i + 1] = __builtin_shuffle(rows[i], rows[i + kHalf], high);
-    }
-#pragma GCC unroll 16
-    for (int i = 0; i < kL; ++i) rows[i] = mixed[i];
-  }
-#pragma GCC unroll 16
-  for (int i = 0; i < kL; ++i) store(to + i * to_stride, rows[i]);
 }
 
 /// The rows as columns: depth is their words. `to` holds panels of [stride, kPanel].

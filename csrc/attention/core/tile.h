@@ -1,6 +1,5 @@
 #pragma once
-// The micro-kernel: C (+)= A B on a tile of C that stays in registers. It is the one place where
-// instruction sets differ.
+// The micro-kernel on vectors: C (+)= A B on a tile of C that stays in registers.
 #include <torch/headeronly/util/BFloat16.h>
 
 #include <algorithm>
@@ -172,11 +171,10 @@ void multiply_panel(int64_t vectors, int64_t rows, Left<typename E::Word> a,
   multiply_rows<E, kTransposed, kTileRows, kVectors>(rows, a, b, b_stride, depth, c, accumulate);
 }
 
-/// C (+)= A B, or A^T B for a transposed A. Depth in words; columns are rounded up to whole
-/// vectors. Every entry is one sum in the order of the depth, wherever it lies in a tile.
-template <typename E, bool kTransposed = false>
-void multiply(int64_t rows, int64_t columns, int64_t depth, Left<typename E::Word> a,
-              Right<typename E::Word> b, Sums<typename E::Acc> c, bool accumulate) {
+/// `multiply` (multiply.h) on vectors.
+template <typename E, bool kTransposed>
+void multiply_vectors(int64_t rows, int64_t columns, int64_t depth, Left<typename E::Word> a,
+                      Right<typename E::Word> b, Sums<typename E::Acc> c, bool accumulate) {
   using A = typename E::Acc;
   for (int64_t column = 0; column < columns; column += kPanel<A>) {
     const int64_t left = std::min(columns - column, kPanel<A>);
@@ -184,6 +182,18 @@ void multiply(int64_t rows, int64_t columns, int64_t depth, Left<typename E::Wor
         (left + kLanes<A> - 1) / kLanes<A>, rows, a, b.data + column / kPanel<A> * b.panel_stride,
         b.stride, depth, {c.data + column, c.stride}, accumulate);
   }
+}
+
+/// `column_products` (multiply.h), in the order of `multiply_vectors`.
+template <typename E>
+Vector<typename E::Acc> column_products_vectors(const typename E::Word* a, int64_t a_stride,
+                                                const typename E::Word* b, int64_t b_stride,
+                                                int64_t depth) {
+  using V = Vector<typename E::Acc>;
+  V sum{};
+  for (int64_t k = 0; k < depth; ++k)
+    sum = E::multiply_add(load<V>(a + k * a_stride), load<V>(b + k * b_stride), sum);
+  return sum;
 }
 
 }  // namespace

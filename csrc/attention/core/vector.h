@@ -74,6 +74,70 @@ inline Vector<acc_t<T>> load_converted(const T* from) {
   }
 }
 
+/// Rounds to as many values as a vector of accumulators has lanes.
+template <typename T>
+inline void store_converted(T* to, Vector<acc_t<T>> v) {
+  if constexpr (std::is_same_v<T, acc_t<T>>) {
+    store(to, v);
+  } else if constexpr (std::is_same_v<T, c10::BFloat16>) {
+#if defined(__AVX512BF16__)
+    store(to, _mm512_cvtneps_pbh(v));
+#else
+    typedef uint16_t Halves __attribute__((vector_size(kVectorBytes / 2)));
+    typedef uint32_t Words __attribute__((vector_size(kVectorBytes)));
+    const auto bits = reinterpret_cast<Words>(v);
+    const auto rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+    const auto is_number = reinterpret_cast<Words>(v == v);
+    store(to, __builtin_convertvector((rounded & is_number) | ((bits >> 16 | 0x40) & ~is_number),
+                                      Halves));
+#endif
+  } else {
+#if defined(__AVX512F__)
+    store(to, _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT));
+#elif defined(__F16C__)
+    store(to, _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT));
+#else
+    for (int i = 0; i < kLanes<float>; ++i) to[i] = static_cast<T>(v[i]);
+#endif
+  }
+}
+
+/// How many of the lanes of a vector belong to a row.
+template <typename A>
+using AllLanes = std::integral_constant<int, kLanes<A>>;
+
+/// The first `count` values, converted; the lanes behind them are 0.
+template <typename T, typename Count>
+inline Vector<acc_t<T>> load_row_part(const T* from, Count count) {
+  if constexpr (std::is_same_v<Count, AllLanes<acc_t<T>>>) {
+    return load_converted(from);
+  } else {
+    T part[kLanes<acc_t<T>>] = {};
+    std::memcpy(part, from, count * sizeof(T));
+    return load_converted(part);
+  }
+}
+
+/// Rounds the first `count` values.
+template <typename T, typename Count>
+inline void store_row_part(T* to, Vector<acc_t<T>> v, Count count) {
+  if constexpr (std::is_same_v<Count, AllLanes<acc_t<T>>>) {
+    store_converted(to, v);
+  } else {
+    T part[kLanes<acc_t<T>>];
+    store_converted(part, v);
+    std::memcpy(to, part, count * sizeof(T));
+  }
+}
+
+/// f(d, count) for a row of `width` values, a vector at a time; the last one may be a part.
+template <typename A, typename F>
+inline void for_each_part(int64_t width, const F& f) {
+  int64_t d = 0;
+  for (; d + kLanes<A> <= width; d += kLanes<A>) f(d, AllLanes<A>{});
+  if (d < width) f(d, static_cast<int>(width - d));
+}
+
 template <typename A>
 inline Vector<A> broadcast(A value) {
   return Vector<A>{} + value;
@@ -194,6 +258,34 @@ inline Vector<A> exp2(Vector<A> x, const A (&coefficients)[kTerms]) {
 #pragma GCC unroll 16
   for (int64_t k = kTerms - 2; k >= 0; --k) p = p * f + coefficients[k];
   return scale_by_power<A>(p, x - f);
+}
+
+/// A square block of words, as many as a vector has lanes: rows become columns. Each of the log2
+/// stages interleaves row i with row i + half.
+template <typename A>
+inline void transpose_square(const A* from, int64_t from_stride, A* to, int64_t to_stride) {
+  using V = Vector<A>;
+  constexpr int kL = kLanes<A>, kHalf = kL / 2;
+  Vector<Bits<A>> low, high;
+  for (int i = 0; i < kL; ++i) {
+    low[i] = i / 2 + i % 2 * kL;
+    high[i] = i / 2 + i % 2 * kL + kHalf;
+  }
+  V rows[kL], mixed[kL];
+#pragma GCC unroll 16
+  for (int i = 0; i < kL; ++i) rows[i] = load<V>(from + i * from_stride);
+#pragma GCC unroll 4
+  for (int stage = 1; stage < kL; stage *= 2) {
+#pragma GCC unroll 8
+    for (int i = 0; i < kHalf; ++i) {
+      mixed[2 * i] = __builtin_shuffle(rows[i], rows[i + kHalf], low);
+      mixed[2 * i + 1] = __builtin_shuffle(rows[i], rows[i + kHalf], high);
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < kL; ++i) rows[i] = mixed[i];
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < kL; ++i) store(to + i * to_stride, rows[i]);
 }
 
 }  // namespace

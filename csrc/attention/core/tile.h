@@ -126,7 +126,7 @@ inline void multiply_tile(Left<typename E::Word> a, const typename E::Word* b, i
 #pragma GCC unroll 8
   for (int i = 0; i < kRows; ++i)
 #pragma GCC unroll 4
-    for (int v = 0; v < kVectors; ++v) sums[i][v] = accumulate ? load<V>(c[i] + v * kL) : V{};
+    for (int v = 0; v < kVectors; ++v) sums[i][v] = V{};
   for (int64_t k = 0; k < depth; ++k, b += b_stride) {
     V row[kVectors];
 #pragma GCC unroll 4
@@ -141,7 +141,8 @@ inline void multiply_tile(Left<typename E::Word> a, const typename E::Word* b, i
 #pragma GCC unroll 8
   for (int i = 0; i < kRows; ++i)
 #pragma GCC unroll 4
-    for (int v = 0; v < kVectors; ++v) store(c[i] + v * kL, sums[i][v]);
+    for (int v = 0; v < kVectors; ++v)
+      store(c[i] + v * kL, accumulate ? load<V>(c[i] + v * kL) + sums[i][v] : sums[i][v]);
 }
 
 template <typename E, bool kTransposed, int kRows, int kVectors>
@@ -171,6 +172,10 @@ void multiply_panel(int64_t vectors, int64_t rows, Left<typename E::Word> a,
   multiply_rows<E, kTransposed, kTileRows, kVectors>(rows, a, b, b_stride, depth, c, accumulate);
 }
 
+/// Words of the depth that are summed one after the other before C takes their sum: rounding errors
+/// of long sums would grow with the root of their length, and panels of B would leave the L1 cache.
+constexpr int64_t kChain = 64;
+
 /// `multiply` (multiply.h) on vectors.
 template <typename E, bool kTransposed>
 void multiply_vectors(int64_t rows, int64_t columns, int64_t depth, Left<typename E::Word> a,
@@ -178,9 +183,12 @@ void multiply_vectors(int64_t rows, int64_t columns, int64_t depth, Left<typenam
   using A = typename E::Acc;
   for (int64_t column = 0; column < columns; column += kPanel<A>) {
     const int64_t left = std::min(columns - column, kPanel<A>);
-    multiply_panel<E, kTransposed, kTileVectors>(
-        (left + kLanes<A> - 1) / kLanes<A>, rows, a, b.data + column / kPanel<A> * b.panel_stride,
-        b.stride, depth, {c.data + column, c.stride}, accumulate);
+    const auto* panel = b.data + column / kPanel<A> * b.panel_stride;
+    for (int64_t k = 0; k < depth; k += kChain)
+      multiply_panel<E, kTransposed, kTileVectors>(
+          (left + kLanes<A> - 1) / kLanes<A>, rows,
+          {a.data + (kTransposed ? k * a.stride : k), a.stride}, panel + k * b.stride, b.stride,
+          std::min(kChain, depth - k), {c.data + column, c.stride}, accumulate || k > 0);
   }
 }
 
@@ -190,10 +198,14 @@ Vector<typename E::Acc> column_products_vectors(const typename E::Word* a, int64
                                                 const typename E::Word* b, int64_t b_stride,
                                                 int64_t depth) {
   using V = Vector<typename E::Acc>;
-  V sum{};
-  for (int64_t k = 0; k < depth; ++k)
-    sum = E::multiply_add(load<V>(a + k * a_stride), load<V>(b + k * b_stride), sum);
-  return sum;
+  V total{};
+  for (int64_t begin = 0; begin < depth; begin += kChain) {
+    V sum{};
+    for (int64_t k = begin; k < std::min(begin + kChain, depth); ++k)
+      sum = E::multiply_add(load<V>(a + k * a_stride), load<V>(b + k * b_stride), sum);
+    total = begin == 0 ? sum : total + sum;
+  }
+  return total;
 }
 
 }  // namespace

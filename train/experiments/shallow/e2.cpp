@@ -63,7 +63,7 @@ Experiment e2() {
           .limits =
               "that B_app is a bound: for the part of W it needs ||phi_w|| <= s1, while only "
               "||phi_w|| <= s1 ||U|| holds. The number of anchors is ours.",
-          .times = {"1 s", "20 s", "10 min"},
+          .times = {"1 s", "4 s", "10 min"},
           .settings = settings,
           .choices = base_choices(),
           .run = run};

@@ -15,6 +15,7 @@
 #include "train/cli/svm_track.h"
 #include "train/common/error.h"
 #include "train/common/files.h"
+#include "train/common/torch_file.h"
 #include "train/loop/interrupt.h"
 #include "train/loop/table.h"
 
@@ -32,8 +33,8 @@ and perhaps tok [nnz]. The selected tokens are, by --alpha,
   file     the array alpha [Q], or sel [nnz] of bool with several tokens per query
   opt      those of the largest Y v.x, from v [dx] and labels Y [Q] of +1 or -1
   argmax   those of the largest logit x W z, from W [dx, dz]
-A solution file is the tuple (w [dx, dz], lam [nnz], nu [nnz]) for torch.load; w is
-empty if infeasible. Exit code 0: solved (optimal, or no pair at all); 1: infeasible,
+A solution file is a dictionary of w [dx, dz], lam [nnz] and nu [nnz] for torch.load;
+w is empty if infeasible. Exit code 0: solved (optimal, or no pair at all); 1: infeasible,
 not certified, or an error.)";
 
 struct Arguments {
@@ -94,11 +95,12 @@ std::string as_text(const nlohmann::ordered_json& value) {
   return value.dump();
 }
 
-/// A tuple, because torch.load takes a dictionary of LibTorch for code that it must not run.
 void write_solution(const std::filesystem::path& file, const SvmSolution& s) {
-  const auto w = s.w.defined() ? s.w : at::empty({0}, at::kDouble);
-  const auto bytes = torch::pickle_save(c10::ivalue::Tuple::create({w, s.lam, s.nu}));
-  write_file(file, {bytes.data(), bytes.size()});
+  c10::impl::GenericDict arrays(c10::StringType::get(), c10::TensorType::get());
+  arrays.insert("w", s.w.defined() ? s.w : at::empty({0}, at::kDouble));
+  arrays.insert("lam", s.lam);
+  arrays.insert("nu", s.nu);
+  write_file(file, torch_save_bytes(arrays));
 }
 
 int run_solve(const Arguments& args) {

@@ -186,7 +186,7 @@ std::vector<ResultTable> run(Context& context) {
   const json settings = context.settings();
   const auto seeds = context.seeds();
   const auto first = static_cast<int64_t>(seeds.front());
-  auto trials = run_trials(
+  auto trials = trials_in_blocks(
       context, "seeds", first, first + static_cast<int64_t>(seeds.size()), [&](int64_t seed) {
         // The published seeds start from 0, the program's from 1.
         const auto data_seed = static_cast<uint64_t>(seed - 1);

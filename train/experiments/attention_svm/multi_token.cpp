@@ -125,8 +125,8 @@ Attempts collect(Context& context, const json& settings, int64_t d) {
   const auto first = static_cast<int64_t>(context.seeds().front());
   Attempts attempts{.d = d};
   for (int64_t begin = first; attempts.accepted.size() < wanted; begin += 200) {
-    const auto found = run_trials(context, fmt::format("width{}", d), begin, begin + 200,
-                                  [&](int64_t seed) { return trial(settings, d, seed); });
+    const auto found = trials_in_blocks(context, fmt::format("width{}", d), begin, begin + 200,
+                                        [&](int64_t seed) { return trial(settings, d, seed); });
     for (const auto& result : found) {
       if (attempts.accepted.size() == wanted) break;
       ++attempts.total;

@@ -4,7 +4,6 @@
 
 #include <algorithm>
 
-#include "csrc/common/parallel.h"
 #include "csrc/svm/small_matrix.h"
 #include "csrc/svm/solve.h"
 #include "train/experiments/attention_svm/experiments.h"
@@ -12,6 +11,7 @@
 #include "train/experiments/attention_svm/trials.h"
 #include "train/experiments/context.h"
 #include "train/loop/progress.h"
+#include "train/loop/trials.h"
 
 namespace kktorch::attention_svm {
 namespace {
@@ -74,8 +74,8 @@ json solve_width(const std::vector<uint64_t>& seeds, int64_t n, int64_t T, int64
                  const json& settings) {
   std::vector<Instance> found(seeds.size());
   const double frobenius = settings.at("tol_frobenius"), nuclear = settings.at("tol_nuclear");
-  csrc::parallel_for(static_cast<int64_t>(seeds.size()),
-                     [&](int64_t i) { found[i] = solve(seeds[i], n, T, d, frobenius, nuclear); });
+  run_trials(static_cast<int64_t>(seeds.size()),
+             [&](int64_t i) { found[i] = solve(seeds[i], n, T, d, frobenius, nuclear); });
   json lists = {
       {"frobenius", json::array()}, {"legacy", json::array()}, {"nuclear", json::array()}};
   int64_t feasible = 0, undecided = 0;

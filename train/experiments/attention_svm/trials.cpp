@@ -7,9 +7,9 @@
 #include <mutex>
 #include <numeric>
 
-#include "csrc/common/parallel.h"
 #include "csrc/svm/operators.h"
 #include "train/loop/progress.h"
+#include "train/loop/trials.h"
 
 namespace kktorch::attention_svm {
 namespace {
@@ -25,8 +25,8 @@ csrc::SvmTask task_of(const Problem& problem, const std::vector<int64_t>& alpha)
 
 }  // namespace
 
-std::vector<json> run_trials(Context& context, const std::string& name, int64_t first, int64_t last,
-                             const std::function<json(int64_t)>& trial) {
+std::vector<json> trials_in_blocks(Context& context, const std::string& name, int64_t first,
+                                   int64_t last, const std::function<json(int64_t)>& trial) {
   std::vector<json> results;
   Progress progress(name, last - first, 0);
   for (int64_t begin = first; begin < last; begin += kBlock) {
@@ -36,7 +36,7 @@ std::vector<json> run_trials(Context& context, const std::string& name, int64_t 
           std::vector<json> found(end - begin);
           std::mutex mutex;
           int64_t done = begin - first;
-          csrc::parallel_for(end - begin, [&](int64_t i) {
+          run_trials(end - begin, [&](int64_t i) {
             stop_if_interrupted();
             found[i] = trial(begin + i);
             const std::lock_guard lock(mutex);

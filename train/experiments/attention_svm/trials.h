@@ -18,12 +18,13 @@ namespace kktorch::attention_svm {
 
 inline constexpr const char* kPaper = "attention-svm";
 
-/// trial(index) for every index of [first, last), in this order in the result. Finished blocks of
-/// trials are parts of the run (context.h), which a resumed run reads back.
+/// trial(index) for every index of [first, last), in this order in the result; train/loop/trials.h
+/// runs a block of them. Finished blocks are parts of the run (context.h), which a resumed run
+/// reads back.
 /// @param name  of the parts, and beside the progress bar.
-std::vector<nlohmann::json> run_trials(Context& context, const std::string& name, int64_t first,
-                                       int64_t last,
-                                       const std::function<nlohmann::json(int64_t)>& trial);
+std::vector<nlohmann::json> trials_in_blocks(Context& context, const std::string& name,
+                                             int64_t first, int64_t last,
+                                             const std::function<nlohmann::json(int64_t)>& trial);
 
 /// The SVM of one selected token per input.
 csrc::SvmResult solve(const Problem& problem, const std::vector<int64_t>& alpha,

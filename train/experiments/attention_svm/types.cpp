@@ -197,10 +197,10 @@ std::vector<ResultTable> run(Context& context) {
   std::vector<Group> groups;
   for (const auto& s : settings.at("shapes")) {
     Group group{.shape = {s.at(0), s.at(1), s.at(2)}, .trials = {}};
-    group.trials =
-        run_trials(context, fmt::format("n{}-T{}-d{}", group.shape.n, group.shape.T, group.shape.d),
-                   first, first + settings.at("trials").get<int64_t>(),
-                   [&](int64_t seed) { return trial(settings, group.shape, seed); });
+    group.trials = trials_in_blocks(
+        context, fmt::format("n{}-T{}-d{}", group.shape.n, group.shape.T, group.shape.d), first,
+        first + settings.at("trials").get<int64_t>(),
+        [&](int64_t seed) { return trial(settings, group.shape, seed); });
     groups.push_back(std::move(group));
   }
   return {share_table(groups), phase_table(groups)};

@@ -279,7 +279,7 @@ Experiment multi_token() {
               "that this is proved, or typical: the numbers are of the minority of runs that "
               "pass the filter (see the acceptance table). A small 1 - cos(W, W_eq) is no "
               "prediction, since both Wfin and R are fitted to W.",
-          .times = {"2 s", "20 s", "4 min"},
+          .times = {"1 s", "3 s", "90 s"},
           .settings = settings,
           .run = run};
 }

@@ -389,7 +389,7 @@ Experiment prompt() {
           .limits =
               "the vision-transformer study of that paper, which is not repeated; convergence of "
               "the joint problem is slow, and cosines at its end are below their limits.",
-          .times = {"1 s", "1 s", "2 s"},
+          .times = {"1 s", "1 s", "1 s"},
           .settings = settings,
           .run = run};
 }

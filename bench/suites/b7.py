@@ -19,7 +19,7 @@ PRICE = None
 GROUPS = ["dtype", "variant"]
 ROW = "shape"
 CEILING = "B/s"
-PLOTS = ["ratios", "ceiling"]
+PLOTS = ["ratios"]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 VARIANTS = {"margins": None}
 

@@ -8,6 +8,7 @@
 
 #include "csrc/common/tier_dispatch.h"
 #include "csrc/svm/dense.h"
+#include "csrc/svm/face.h"
 #include "csrc/svm/operators.h"
 
 namespace kktorch::csrc {
@@ -112,9 +113,17 @@ class Descent {
                    part.data());
       for (int64_t i = 0; i < problem_.N; ++i) W[i] += part[i];
     }
-    for (int64_t i = 0; i < problem_.rx; ++i)
-      for (int64_t k = 0; k < problem_.rz; ++k) W_[k * problem_.rx + i] = W[i * problem_.rz + k];
-    row_major_ = std::move(W);
+    set(std::move(W));
+  }
+
+  /// The subspace step, more rarely after every time that it finds nothing; with equality pairs
+  /// there is none.
+  void face() {
+    if (problem_.E > 0 || rest_-- > 0) return;
+    const bool better = face_step(problem_, step_, lam_, row_major_);
+    if (better) set(row_major_);
+    next_rest_ = better ? 1 : 2 * next_rest_;
+    rest_ = better ? 0 : next_rest_;
   }
 
   /// Its certificate measures all pairs; resting ones that are violated wake up.
@@ -127,6 +136,13 @@ class Descent {
   }
 
  private:
+  void set(std::vector<double> W) {
+    row_major_ = std::move(W);
+    for (int64_t i = 0; i < problem_.rx; ++i)
+      for (int64_t k = 0; k < problem_.rz; ++k)
+        W_[k * problem_.rx + i] = row_major_[i * problem_.rz + k];
+  }
+
   void wake(const std::vector<double>& margins) {
     const auto& ptr = problem_.pairs.inequality.ptr;
     for (int64_t q = 0; q < problem_.sets.Q; ++q)
@@ -141,12 +157,13 @@ class Descent {
   std::unique_ptr<double[]> a_, e_;
   std::vector<double> step_, ee_, zz_;
   DcdState state_{};
+  int64_t rest_ = 0, next_rest_ = 1;  // checks
 };
 
 }  // namespace
 
 int64_t descend(const Problem& problem, const SvmSettings& settings, double tol,
-                const std::vector<double>& start, int64_t patience, double slow, Monitor& monitor,
+                const std::vector<double>& start, const Patience& patience, Monitor& monitor,
                 Candidate& best) {
   Descent descent(problem, settings, start);
   for (int64_t epoch = 1; epoch <= settings.max_epochs; ++epoch) {
@@ -154,10 +171,11 @@ int64_t descend(const Problem& problem, const SvmSettings& settings, double tol,
     if (epoch % settings.check_every != 0 && epoch != settings.max_epochs) continue;
     descent.rebuild();
     keep_better(best, descent.candidate());
-    if (best.c.gap > slow && epoch >= patience) return epoch;
+    if (patience.is_over(epoch, best.c.gap)) return epoch;
     if (best.c.gap <= tol || best.c.kappa >= settings.kappa_max ||
         !monitor.report("descent", epoch, best.c))
       return epoch;
+    descent.face();
   }
   return settings.max_epochs;
 }

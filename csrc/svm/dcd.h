@@ -6,8 +6,9 @@
 //
 // A block reads y = W z_q once, runs `inner` sweeps over its pairs on y alone, and returns what has
 // changed as one rank-1 update of W. Pairs at lam = 0 that are far from violated rest; every
-// certificate wakes those that are violated after all. Stops when the certificate on all pairs has
-// gap <= tol. Epoch cost Q (2 dx dz + 2 inner L dx), L active pairs per query; memory M dx + dx dz.
+// certificate wakes those that are violated after all, and is followed by conjugate gradients on
+// the pairs with lam > 0 (face.h). Stops when the certificate on all pairs has gap <= tol. Epoch
+// cost Q (2 dx dz + 2 inner L dx), L active pairs per query; memory M dx + dx dz.
 #include "csrc/svm/problem.h"
 
 namespace kktorch::csrc {
@@ -37,11 +38,20 @@ struct DcdKernels {
 template <typename T>
 const DcdKernels<T>& dcd_kernels();
 
-/// Improves `best` until gap <= tol or the settings' limits; returns the epochs. `start`: [M] >= 0
-/// or empty. Where the gap is still above `slow` after `patience` epochs it leaves the problem to
-/// others.
+/// When descent leaves a problem to others: no separating W, or a gap above `slow`, after so many
+/// epochs.
+struct Patience {
+  int64_t separation, convergence;
+  double slow;
+  bool is_over(int64_t epoch, double gap) const {
+    return (epoch >= separation && gap == 1) || (epoch >= convergence && gap > slow);
+  }
+};
+
+/// Improves `best` until gap <= tol or the limits of `settings` and `patience`; returns the epochs.
+/// `start`: [M] >= 0 or empty.
 int64_t descend(const Problem& problem, const SvmSettings& settings, double tol,
-                const std::vector<double>& start, int64_t patience, double slow, Monitor& monitor,
+                const std::vector<double>& start, const Patience& patience, Monitor& monitor,
                 Candidate& best);
 
 }  // namespace kktorch::csrc

@@ -17,29 +17,29 @@ inline int64_t random_below(uint64_t& state, int64_t bound) {
 /// [rz, rx] (transposed). Either part may be left out by a null pointer.
 template <int64_t kVectors>
 inline void update_block(const DcdState& s, const double* z, const double* next, int64_t column) {
-  Vector du[kVectors] = {}, y[kVectors] = {};
+  Doubles du[kVectors] = {}, y[kVectors] = {};
   if (z)
-    for (int64_t v = 0; v < kVectors; ++v) du[v] = load(s.du + column + v * kLanes);
+    for (int64_t v = 0; v < kVectors; ++v) du[v] = load(s.du + column + v * kDoubles);
   for (int64_t k = 0; k < s.rz; ++k) {
     double* W = s.W + k * s.rx + column;
     const double zk = z ? z[k] : 0, nk = next ? next[k] : 0;
     for (int64_t v = 0; v < kVectors; ++v) {
-      Vector w = load(W + v * kLanes);
+      Doubles w = load(W + v * kDoubles);
       if (z) {
         w += zk * du[v];
-        store(W + v * kLanes, w);
+        store(W + v * kDoubles, w);
       }
       y[v] += nk * w;
     }
   }
-  for (int64_t v = 0; v < kVectors; ++v) store(s.y + column + v * kLanes, y[v]);
+  for (int64_t v = 0; v < kVectors; ++v) store(s.y + column + v * kDoubles, y[v]);
 }
 
 void update(const DcdState& s, const double* z, const double* next) {
   int64_t c = 0;
-  for (; c + 8 * kLanes <= s.rx; c += 8 * kLanes) update_block<8>(s, z, next, c);
-  for (; c + 2 * kLanes <= s.rx; c += 2 * kLanes) update_block<2>(s, z, next, c);
-  for (; c + kLanes <= s.rx; c += kLanes) update_block<1>(s, z, next, c);
+  for (; c + 8 * kDoubles <= s.rx; c += 8 * kDoubles) update_block<8>(s, z, next, c);
+  for (; c + 2 * kDoubles <= s.rx; c += 2 * kDoubles) update_block<2>(s, z, next, c);
+  for (; c + kDoubles <= s.rx; c += kDoubles) update_block<1>(s, z, next, c);
   for (; c < s.rx; ++c) {
     double sum = 0;
     for (int64_t k = 0; k < s.rz; ++k) {

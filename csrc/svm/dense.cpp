@@ -25,11 +25,31 @@ double* gemm_workspace() {
   return lines[0].values;
 }
 
+/// A small C with a long sum: parts of the sum, added in order.
+void gemm_by_depth(int64_t m, int64_t n, int64_t k, double alpha, MatrixView A, MatrixView B,
+                   double* C, int64_t ldc) {
+  constexpr int64_t kParts = 8;
+  const int64_t depth = (k + kParts - 1) / kParts;
+  std::vector<double> parts(kParts * m * n);
+  parallel_for(kParts, [&](int64_t part) {
+    const int64_t first = part * depth;
+    dense_kernels<double>().gemm(m, n, std::min(depth, k - first), alpha,
+                                 {A.data + first * A.column, A.row, A.column},
+                                 {B.data + first * B.row, B.row, B.column},
+                                 parts.data() + part * m * n, n, gemm_workspace());
+  });
+  for (int64_t part = 0; part < kParts; ++part)
+    for (int64_t i = 0; i < m; ++i)
+      for (int64_t j = 0; j < n; ++j) C[i * ldc + j] += parts[(part * m + i) * n + j];
+}
+
 }  // namespace
 
 void gemm(int64_t m, int64_t n, int64_t k, double alpha, MatrixView A, MatrixView B, double* C,
           int64_t ldc) {
   if (m == 0 || n == 0 || k == 0) return;
+  if (k >= 8 * std::max(m, n) && m * n * k > (1 << 20))
+    return gemm_by_depth(m, n, k, alpha, A, B, C, ldc);
   // Blocks of rows and columns of C; small products are one block.
   const auto& kernels = dense_kernels<double>();
   const bool split = max_threads() > 1 && m * n * k > (1 << 20);

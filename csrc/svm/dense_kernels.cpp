@@ -9,7 +9,7 @@
 namespace kktorch::csrc::KKTORCH_TIER {
 namespace {
 
-constexpr int64_t kTileRows = 8, kTileVectors = 3, kTileColumns = kTileVectors * kLanes;
+constexpr int64_t kTileRows = 8, kTileVectors = 3, kTileColumns = kTileVectors * kDoubles;
 static_assert(kGemmRows % kTileRows == 0 && kGemmColumns % kTileColumns == 0);
 
 /// Panels of kTileRows rows: packed[panel][p][row], rows beyond m are 0.
@@ -39,21 +39,21 @@ void pack_b(MatrixView B, int64_t k, int64_t n, double* packed) {
 
 void tile(int64_t k, const double* a, const double* b, double alpha, double* C, int64_t ldc,
           int64_t rows, int64_t columns) {
-  Vector sum[kTileRows][kTileVectors] = {};
+  Doubles sum[kTileRows][kTileVectors] = {};
   for (int64_t p = 0; p < k; ++p, a += kTileRows, b += kTileColumns)
     for (int64_t r = 0; r < kTileRows; ++r)
-      for (int64_t v = 0; v < kTileVectors; ++v) sum[r][v] += a[r] * load(b + v * kLanes);
+      for (int64_t v = 0; v < kTileVectors; ++v) sum[r][v] += a[r] * load(b + v * kDoubles);
   if (rows == kTileRows && columns == kTileColumns) {
     for (int64_t r = 0; r < kTileRows; ++r)
       for (int64_t v = 0; v < kTileVectors; ++v) {
-        double* c = C + r * ldc + v * kLanes;
+        double* c = C + r * ldc + v * kDoubles;
         store(c, load(c) + alpha * sum[r][v]);
       }
     return;
   }
   double spilled[kTileColumns];
   for (int64_t r = 0; r < rows; ++r) {
-    for (int64_t v = 0; v < kTileVectors; ++v) store(spilled + v * kLanes, sum[r][v]);
+    for (int64_t v = 0; v < kTileVectors; ++v) store(spilled + v * kDoubles, sum[r][v]);
     for (int64_t c = 0; c < columns; ++c) C[r * ldc + c] += alpha * spilled[c];
   }
 }
@@ -86,7 +86,7 @@ double difference_dot(const double* a, const double* b, const double* y, int64_t
 
 double difference_square(const double* a, const double* b, int64_t n) {
   const auto vector = [=](int64_t i) {
-    const Vector difference = load(a + i) - load(b + i);
+    const Doubles difference = load(a + i) - load(b + i);
     return difference * difference;
   };
   return sum_of(n, vector, [=](int64_t i) { return (a[i] - b[i]) * (a[i] - b[i]); });
@@ -97,8 +97,8 @@ void axpy_kernel(double s, const double* x, double* y, int64_t n) { axpy(s, x, y
 /// a = c a - s b, b = s a + c b.
 inline void rotate(double* a, double* b, double c, double s, int64_t n) {
   int64_t i = 0;
-  for (; i + kLanes <= n; i += kLanes) {
-    const Vector x = load(a + i), y = load(b + i);
+  for (; i + kDoubles <= n; i += kDoubles) {
+    const Doubles x = load(a + i), y = load(b + i);
     store(a + i, c * x - s * y);
     store(b + i, s * x + c * y);
   }

@@ -37,11 +37,11 @@ constexpr int64_t kSmall = 128;  // auto: the oracle up to min(M, N + 1) of this
 // Descent proves infeasibility slowly: without a separating W after this many epochs the finishing
 // step takes over at once, where it is quick.
 constexpr int64_t kPatience = 200, kQuickFinish = 1024;
-// With so many pairs per dimension the interior-point method takes over where the gap is still
-// above kSlow then.
-constexpr int64_t kManyPairs = 4;
+// With so many pairs per dimension the interior-point method takes over without a separating W
+// after kSeparation epochs, or where the gap is still above kSlow after kPatience.
+constexpr int64_t kManyPairs = 4, kSeparation = 20;
 constexpr double kDescentGap = 1e-6;  // polish is quicker from there
-constexpr double kSlow = 0.1, kNotSeparated = 1 - 1e-15;
+constexpr double kSlow = 0.1;
 constexpr double kStart = 1e-3;              // gap of the Frobenius solution that PDHG starts from
 constexpr int64_t kOracleNumbers = 1 << 24;  // and up to this size of its matrix
 
@@ -155,10 +155,12 @@ class Solve {
     // With many more pairs than dimensions descent can be slow; Newton's matrix is then small.
     const bool interior =
         M >= kManyPairs * problem_.N && problem_.N <= settings_.polish_max && problem_.E == 0;
-    const bool others = interior || problem_.N <= kQuickFinish;
-    result_.epochs = descend(problem_, settings_, std::max(tol, kDescentGap), start_,
-                             others ? kPatience : settings_.max_epochs,
-                             interior ? kSlow : kNotSeparated, monitor_, best);
+    const int64_t all = settings_.max_epochs;
+    const auto patience = interior                     ? Patience{kSeparation, kPatience, kSlow}
+                          : problem_.N <= kQuickFinish ? Patience{kPatience, all, 1}
+                                                       : Patience{all, all, 1};
+    result_.epochs =
+        descend(problem_, settings_, std::max(tol, kDescentGap), start_, patience, monitor_, best);
     if (decided(tol)) return;
     if (interior && best.c.gap > std::max(tol, kDescentGap)) {
       result_.method += "+interior";

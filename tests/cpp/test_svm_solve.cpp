@@ -2,6 +2,7 @@
 // inputs. Certificates are taken again from x, z, w and lam. CTest runs this suite once per
 // instruction-set tier.
 #include "csrc/svm/dcd.h"
+#include "csrc/svm/face.h"
 #include "csrc/svm/finish.h"
 #include "csrc/svm/interior.h"
 #include "csrc/svm/operators.h"
@@ -149,7 +150,7 @@ TEST_F(SvmSolve, SolversAgree) {
     settings.max_epochs = 10;
     Monitor monitor(settings);
     Candidate found;
-    descend(problem, settings, 1e-2, {}, settings.max_epochs, 1, monitor, found);
+    descend(problem, settings, 1e-2, {}, {10, 10, 1}, monitor, found);
     ASSERT_EQ(finish(problem, settings, monitor, found), FinishStatus::kOptimal);
     auto W = found.W;
     for (double& value : W) value /= found.c.min_margin;
@@ -169,12 +170,40 @@ TEST_F(SvmSolve, InteriorPointsAgree) {
     settings.max_epochs = 10;
     Monitor monitor(settings);
     Candidate found;
-    descend(problem, settings, 1e-2, {}, settings.max_epochs, 1, monitor, found);
+    descend(problem, settings, 1e-2, {}, {10, 10, 1}, monitor, found);
     EXPECT_LT(interior_point(problem, settings, 1e-10, monitor, found), 40);
     EXPECT_LE(found.c.gap, 1e-10) << seed;
     auto W = found.W;
     for (double& value : W) value /= found.c.min_margin;
     EXPECT_LE(distance(exact.w, W), 1e-4 * exact.certificate.norm) << seed;
+  }
+}
+
+TEST_F(SvmSolve, FaceStepSolvesTheFace) {
+  for (uint64_t seed = 0; seed < 5; ++seed) {
+    const auto p = random_problem(6, 5, 6, 7, seed);
+    const auto exact = solve(p, with(SvmMethod::kOracle, 1e-12));
+    ASSERT_EQ(exact.status, SvmStatus::kOptimal);
+    const auto pairs = p.pairs();
+    const auto sets = p.view();
+    const Problem problem(sets, pairs);
+    auto lam = pair_values(pairs, exact.lam);
+    std::vector<double> scale;
+    for (const double length : problem.norms) scale.push_back(1 / (length * length));
+    for (size_t j = 0; j < lam.size(); ++j) lam[j] *= 1 + 0.05 * std::sin(j);
+    auto W = problem.adjoint(lam);
+    double upper = problem.measure_dual(W, lam).upper;
+    const double start = problem.measure_dual(W, lam).gap;
+    for (int step = 0; step < 50 && face_step(problem, scale, lam, W); ++step) {
+      const auto c = problem.measure_dual(W, lam);
+      EXPECT_LE(c.upper, upper * (1 + 1e-12));
+      upper = c.upper;
+    }
+    const auto end = problem.measure_dual(W, lam);
+    EXPECT_GT(start, 1e-4);
+    EXPECT_LE(end.gap, 1e-7) << seed;
+    EXPECT_LE(distance(W, problem.adjoint(lam)), 1e-12 * end.norm);
+    EXPECT_GE(*std::min_element(lam.begin(), lam.end()), 0);
   }
 }
 

@@ -154,12 +154,13 @@ ColumnGeneration solve_with_gates(const Tensor& X, const Tensor& Y, double beta,
                                   ConvexOptions options, int64_t candidates, int64_t add,
                                   int64_t max_rounds, int64_t seed) {
   ColumnGeneration run = {.gates = start, .result = {}};
+  const auto features = features_of(X, options);
   options.gate = start.pattern;
   run.result = solve(X, Y, beta, options);
   int64_t quiet = 0;
   while (quiet < 2 && run.rounds < max_rounds && run.result.status != "interrupted") {
     ++run.rounds;
-    const auto drawn = sample_gates(X, candidates, seed + run.rounds, "gaussian", false);
+    const auto drawn = sample_gates(features, candidates, seed + run.rounds, "gaussian", false);
     run.sampled += drawn.pattern.size(1);
     const auto report = gate_report(X, Y, beta, run.result, drawn.pattern, options);
     const auto above = report.violation.gt(beta * (1 + 1e-3)).sum().item<int64_t>();

@@ -3,6 +3,7 @@
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/cat.h>
 #include <ATen/ops/empty.h>
+#include <ATen/ops/linalg_qr.h>
 #include <ATen/ops/linalg_svd.h>
 #include <ATen/ops/stack.h>
 #include <ATen/ops/tensordot.h>
@@ -89,7 +90,9 @@ Tensor reduced_weights(const Tensor& columns, Tensor t) {
   auto kept = t.gt(0).nonzero().squeeze(1);
   while (kept.numel() > 0) {
     const auto own = columns.index_select(1, kept);
-    const auto [U, S, Vh] = at::linalg_svd(own, true);
+    // Of a tall matrix, R has the same singular values and right vectors.
+    const bool is_tall = own.size(0) > own.size(1);
+    const auto [U, S, Vh] = at::linalg_svd(is_tall ? std::get<1>(at::linalg_qr(own, "r")) : own);
     const int64_t rank = S.gt(1e-10 * S.max()).sum().item<int64_t>();
     if (rank >= kept.numel()) break;
     auto v = Vh.select(0, Vh.size(0) - 1);

@@ -20,6 +20,7 @@
 
 #include "ops/convex/inputs.h"
 #include "ops/convex/interrupt.h"
+#include "ops/convex_attention.h"
 #include "ops/convex_solver.h"
 #include "ops/simplex_project.h"
 
@@ -55,13 +56,10 @@ class Problem {
     Phi = this->X.flatten(1);
   }
 
-  /// S_ij = g_ij w1_j' X_i w2_j, [N, h].
-  Tensor scores(const Heads& heads) const {
-    const auto outer = (heads.w1.unsqueeze(2) * heads.w2.unsqueeze(1)).flatten(1);
-    return gated(Phi.matmul(outer.t()), heads);
-  }
-  Tensor gated(const Tensor& S, const Heads& heads) const {
-    return gate.defined() ? S * gate.index_select(1, heads.gate_id) : S;
+  /// A_il = sum_j g_ij (w1_j' X_i w2_j) w3_jl, [N, c].
+  Tensor predictions(const Heads& heads) const {
+    if (is_wide(heads)) return convex_predict(X, heads_to_z(heads, P), gate_or_none());
+    return gated(Phi.matmul(outer(heads).t()), heads).matmul(heads.w3);
   }
 
   csrc::Targets<double> targets() const {
@@ -84,19 +82,50 @@ class Problem {
            (heads.w2.square().sum() + heads.w3.abs().sum(1).square().sum()).item<double>();
   }
   double objective(const Heads& heads) const {
-    return loss_of(scores(heads).matmul(heads.w3)) + penalty_of(heads);
+    return loss_of(predictions(heads)) + penalty_of(heads);
   }
 
-  /// C_j = sum_i dS_ij X_i, [h, n, d]: dw1_j = C_j w2_j, dw2_j = C_j' w1_j.
-  Tensor mixed(const Tensor& R, const Heads& heads) const {
-    const auto dS = gated(R.matmul(heads.w3.t()), heads);
-    return dS.t().matmul(Phi).view({-1, n, d});
+  /// What gradients are made of, from R = dL/dA.
+  struct Sums {
+    Tensor C;   ///< sum_i g_ij (R w3')_ij X_i, [h, n, d]: dw1_j = C_j w2_j, dw2_j = C_j' w1_j
+    Tensor w3;  ///< sum_i g_ij (w1_j' X_i w2_j) R_il, [h, c]
+  };
+  Sums sums(const Tensor& R, const Heads& heads) const {
+    if (!is_wide(heads)) {
+      const auto S = gated(Phi.matmul(outer(heads).t()), heads);
+      const auto dS = gated(R.matmul(heads.w3.t()), heads);
+      return {dS.t().matmul(Phi).view({-1, n, d}), S.t().matmul(R)};
+    }
+    const auto h = heads.w1.size(0);
+    Sums sums = {at::empty({h, n * d}, X.options()), at::empty({h, c}, X.options())};
+    const auto own = outer(heads);
+    for (int64_t p = 0; p < P; ++p) {
+      const auto G = (gate.defined() ? R * gate.select(1, p).unsqueeze(1) : R).t().matmul(Phi);
+      const auto rows = heads.gate_id.eq(p).nonzero().squeeze(1);
+      sums.C.index_copy_(0, rows, heads.w3.index_select(0, rows).matmul(G));
+      sums.w3.index_copy_(0, rows, own.index_select(0, rows).matmul(G.t()));
+    }
+    return {sums.C.view({h, n, d}), sums.w3};
   }
 
   Tensor X, Y, gate, Phi;
   double beta;
   csrc::Loss loss;
   int64_t n, d, c, P;
+
+ private:
+  /// Are there more heads than columns of the effective Z? The samples are then multiplied by Z.
+  bool is_wide(const Heads& heads) const { return P * c < heads.w1.size(0); }
+
+  Tensor outer(const Heads& heads) const {
+    return (heads.w1.unsqueeze(2) * heads.w2.unsqueeze(1)).flatten(1);
+  }
+  Tensor gated(const Tensor& S, const Heads& heads) const {
+    return gate.defined() ? S * gate.index_select(1, heads.gate_id) : S;
+  }
+  OptionalTensor gate_or_none() const {
+    return gate.defined() ? OptionalTensor(gate) : std::nullopt;
+  }
 };
 
 Tensor grad_w1(const Tensor& C, const Heads& heads) { return (C * heads.w2.unsqueeze(1)).sum(2); }
@@ -139,10 +168,10 @@ class Palm : public Optimiser {
  private:
   static constexpr int64_t kBalance = 50, kStall = 50;
 
-  Tensor gradient(const Heads& heads, const Tensor& S, const Tensor& R, int block) const {
-    if (block == 2) return S.t().matmul(R);
-    const auto C = problem_.mixed(R, heads);
-    return block == 0 ? grad_w1(C, heads) : grad_w2(C, heads);
+  Tensor gradient(const Heads& heads, const Tensor& R, int block) const {
+    const auto sums = problem_.sums(R, heads);
+    if (block == 2) return sums.w3;
+    return block == 0 ? grad_w1(sums.C, heads) : grad_w2(sums.C, heads);
   }
   Tensor prox(const Tensor& w, int block, double lip) const {
     const double t = problem_.beta / lip;
@@ -152,16 +181,16 @@ class Palm : public Optimiser {
 
   void step(Heads& heads, int block) {
     Tensor& w = block == 0 ? heads.w1 : block == 1 ? heads.w2 : heads.w3;
-    const Tensor before = w, S = problem_.scores(heads), A = S.matmul(heads.w3);
+    const Tensor before = w, A = problem_.predictions(heads);
     const double f = problem_.loss_of(A);
-    const auto g = gradient(heads, S, problem_.residual(A), block);
+    const auto g = gradient(heads, problem_.residual(A), block);
     double& lip = lip_[block];
     for (lip *= 0.7;; lip *= 2) {
       w = prox(before - g / lip, block, lip);
       const auto D = w - before;
       const double square = D.square().sum().item<double>();
       const double bound = f + (g * D).sum().item<double>() + lip / 2 * square;
-      const double now = problem_.loss_of(problem_.scores(heads).matmul(heads.w3));
+      const double now = problem_.loss_of(problem_.predictions(heads));
       if (now <= bound + 1e-14 * std::abs(f) || lip > 1e30) return;
     }
   }
@@ -185,11 +214,10 @@ class Adam : public Optimiser {
   }
 
   double advance(Heads& heads) override {
-    const auto S = problem_.scores(heads), R = problem_.residual(S.matmul(heads.w3));
-    const auto C = problem_.mixed(R, heads);
-    auto g1 = grad_w1(C, heads);
-    const auto g2 = grad_w2(C, heads) + problem_.beta * heads.w2;
-    const auto g3 = S.t().matmul(R) + problem_.beta * heads.w3.abs().sum(1, true) * heads.w3.sign();
+    const auto sums = problem_.sums(problem_.residual(problem_.predictions(heads)), heads);
+    auto g1 = grad_w1(sums.C, heads);
+    const auto g2 = grad_w2(sums.C, heads) + problem_.beta * heads.w2;
+    const auto g3 = sums.w3 + problem_.beta * heads.w3.abs().sum(1, true) * heads.w3.sign();
     ++step_;
     if (softmax_) {
       g1 = heads.w1 * (g1 - (heads.w1 * g1).sum(1, true));
@@ -297,7 +325,7 @@ class Training {
       ++result_.iterations;
       rows_.insert(rows_.end(), {static_cast<double>(result_.iterations), seconds(), objective});
       interrupted = interrupt_.arrived() ||
-                    (options_.progress && !options_.progress(result_.iterations, objective));
+                    (options_.progress && !options_.progress(result_.iterations, objective, heads));
     }
     balance(heads);
     objective = problem_.objective(heads);

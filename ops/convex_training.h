@@ -38,8 +38,8 @@ struct FactoredOptions {
   /// Multipliers of a solve of the convex program: a second dual bound.
   std::optional<at::Tensor> multipliers = {};
   bool catch_interrupt = false;  ///< Ctrl-C stops; the best heads are returned
-  /// Given the iteration and the objective; false stops.
-  std::function<bool(int64_t, double)> progress = {};
+  /// Given the iteration, the objective and the heads; false stops.
+  std::function<bool(int64_t, double, const Heads&)> progress = {};
 };
 
 struct FactoredResult {

@@ -296,9 +296,12 @@ class Solver {
     if constexpr (std::is_same_v<T, double>) {
       if (!options_.newton || data_.penalty != PenaltyKind::kGroup || !data_.X) return true;
       const double cost = newton_cost(program, fista.Z());
-      // Three times as many reads as a step costs come first: they may be enough.
+      if (cost > kMostReads) return true;
+      // Three times as many reads as a step costs come first, and where few are left, they do it.
       const double due = static_cast<double>(last_newton_ + kWait) + 3 * cost;
-      if (cost > kMostReads || static_cast<double>(result_.iterations) < due) return true;
+      if (static_cast<double>(result_.iterations) < due) return true;
+      const double target = allowed(fista.objective(), tolerance);
+      if (reads_left(target) < std::max(kNewtonReads * cost, double{kWait})) return true;
       auto Z = fista.Z();
       const double F = fista.objective(), accuracy = 0.1 * allowed(F, tolerance) / std::abs(F);
       int64_t steps = 0;
@@ -312,6 +315,16 @@ class Solver {
       last_newton_ = result_.iterations;
     }
     return goes_on;
+  }
+
+  /// First-order iterations until the gap is `target`, at its pace since the last Newton step.
+  double reads_left(double target) const {
+    const auto& rows = result_.history;
+    const int64_t last = static_cast<int64_t>(rows.size()) - 1,
+                  from = std::max({last_newton_, last - kPace, int64_t{0}});
+    const double before = rows[from].gap, now = rows[last].gap;
+    if (!(now > 0 && now < before && last > from)) return std::numeric_limits<double>::infinity();
+    return std::log(now / target) * static_cast<double>(last - from) / std::log(before / now);
   }
 
   bool is_screened() const {
@@ -355,7 +368,9 @@ class Solver {
   };
 
   static constexpr int64_t kWait = 5, kNewtonSteps = 20;  ///< fewest iterations between, most steps
-  static constexpr double kMostReads = 300;
+  static constexpr int64_t kPace = 20;                    ///< iterations that tell the pace
+  static constexpr double kMostReads = 300;               ///< that a Newton step may cost
+  static constexpr double kNewtonReads = 20;  ///< reads that all steps take, for a step of cost 1
 
   /// Iterations without progress of a tenth after which rounding is to blame.
   static constexpr int64_t kSlow = std::is_same_v<T, double> ? 5000 : 300;

@@ -15,7 +15,7 @@ from convex_cases import (
     predictions,
     sines,
 )
-from kktorch import convex
+from kktorch import convex, nn
 
 BOTH = pytest.mark.parametrize("gated", [False, True], ids=["", "gated"])
 EACH = pytest.mark.parametrize("loss", LOSSES)
@@ -136,6 +136,17 @@ def test_token_ids_are_one_hot_features():
     assert abs(dense.F - sparse.F) <= 1e-11 * dense.F and sparse.Z.shape == (4, 5, 3, 7)
 
 
+def test_bits_do_not_depend_on_the_threads():
+    X, Y = sines(700, 12, 5), sines(700, 6, factor=3)
+    beta = 0.2 * convex.beta_max(X, Y)
+    solutions = []
+    for threads in (2, 1):
+        torch.set_num_threads(threads)
+        solutions.append(convex.solve(X, Y, beta))
+    one, two = solutions
+    assert torch.equal(one.Z, two.Z) and (one.F, one.D) == (two.F, two.D)
+
+
 def test_importance_and_tokens():
     X, Y, _ = golden()
     s = convex.solve(X, Y, 0.3 * convex.beta_max(X, Y))
@@ -251,6 +262,27 @@ def test_sequence_heads_attain_the_optimum():
     assert relaxed.F <= s.F
 
 
+def test_sequence_networks_that_are_trained_stay_above_the_optimum():
+    X, Y = sines(6, 3, 2), sines(6, 3, 2, factor=3)
+    beta = 0.3 * convex.beta_max(X, Y, penalty="sequence")
+    best = convex.solve_sequence(X, Y, beta, tol_rel=1e-11)
+    torch.manual_seed(0)
+    for heads in (2, 8):
+        network = nn.ConvexAttentionSeq(3, 2, 2, heads).double()
+        network.project()
+        optimiser = torch.optim.Adam(network.parameters(), 0.02)
+        values = []
+        for _ in range(300):
+            optimiser.zero_grad()
+            value = (network(X) - Y).square().sum() / 2 + beta * network.penalty()
+            value.backward()
+            optimiser.step()
+            network.project()
+            values.append(value.item())
+        assert min(values) >= best.F * (1 - 1e-10)
+        assert min(values) < values[0], "it was trained"
+
+
 # Gates
 
 
@@ -353,6 +385,7 @@ NAN[3, 2, 1] = torch.nan
 ERRORS = [
     ({"X": torch.zeros(12, 4)}, "X of shape [N, n, d] with n, d >= 1, but got [12, 4]"),
     ({"X": torch.zeros(0, 4, 3)}, "N >= 1, but got [0, 4, 3]"),
+    ({"X": torch.zeros(12, 0, 3)}, "X of shape [N, n, d] with n, d >= 1, but got [12, 0, 3]"),
     ({"X": torch.zeros(12, 4, 3, dtype=torch.int32)}, "dtype float32 or float64, but got X Int"),
     ({"X": torch.zeros(12, 4, 3).half()}, "dtype float32 or float64, but got X Half"),
     ({"Y": torch.zeros(11, 3).double()}, "Y with 12 rows, but got [11, 3]"),
@@ -361,7 +394,10 @@ ERRORS = [
     ({"Y": NAN[:, :, 1] * 1}, "finite values in Y, but got nan at [3, 2]"),
     ({"beta": 0.0}, "finite beta > 0, but got 0"),
     ({"beta": math.inf}, "finite beta > 0, but got inf"),
-    ({"loss": "logistic"}, "logistic targets -1 or +1, but got"),
+    (
+        {"loss": "logistic", "Y": torch.eye(12, dtype=torch.float64) * 1.5 - 1},
+        "logistic targets -1 or +1, but got 0.5 at [0, 0]",
+    ),
     (
         {"loss": "hinge"},
         "loss one of half_squared, squared, logistic, cross_entropy, but got hinge",
@@ -377,6 +413,10 @@ ERRORS = [
     (
         {"loss": "cross_entropy", "Y": torch.full((12, 3), 0.5).double()},
         "target probabilities >= 0 with sum 1 (tolerance 1e-6), but got row 0 with sum 1.5",
+    ),
+    (
+        {"loss": "cross_entropy", "Y": torch.tensor([[1.5, -0.5]] * 12).double()},
+        "target probabilities >= 0 with sum 1 (tolerance 1e-6), but got row 0 with sum 1",
     ),
     (
         {"loss": "cross_entropy", "Y": torch.ones(12, 1).double()},

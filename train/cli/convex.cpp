@@ -40,10 +40,11 @@ Examples:
   kktorch convex path --features X.npy --targets Y.npy --points 20 --lowest 0.01
   kktorch convex path --features X.npy --targets Y.npy --points 20 --lowest 0.01 --resume
 
-Writes the certificate (result.json), the history of each solve (metrics.csv) and
-the solutions (solutions.pt: a dictionary with Z and, of gates, u1 and u2). Every
-finished point is kept in points/; --resume continues a run that was stopped or
-killed, to the same numbers. Features in .npy files are mapped, not copied.
+Writes the problem (config.json), the certificates (result.json), the history of
+each solve (metrics.csv) and the solutions (solutions.pt: a dictionary with Z
+and, of gates, u1 and u2). Every finished point is kept in points/; --resume
+continues a run that was stopped or killed, to the same numbers. Features in
+.npy files are mapped, not copied.
 
 Exit codes: 0 certified, 1 error, 2 wrong command line, 4 a tolerance was not
 reached, 130 Ctrl-C (the best point is still written), 143 SIGTERM.)";
@@ -138,7 +139,7 @@ class Run {
     }
     const double top = beta_max(X_, Y_, options);
     const auto betas = betas_of(args_, top);
-    open_folder(betas, top);
+    open_folder(config_of(betas, top));
     Table table({"rho", "objective", "relative gap", "active groups", "active tokens", "iterations",
                  "status"});
     auto results = nlohmann::ordered_json::array();
@@ -161,33 +162,37 @@ class Run {
                  std::to_string(s.at("active_tokens").get<int64_t>()),
                  std::to_string(s.at("iterations").get<int64_t>()), status});
     }
-    write(top, results, solutions, gates);
+    write(results, solutions, gates);
     fmt::print("{}\nrun folder: {}\n", table.text(), args_.folder.string());
     if (interrupt_signal()) return 128 + interrupt_signal();
     return certified ? static_cast<int>(kSuccess) : kNotCertified;
   }
 
  private:
+  /// What the numbers depend on.
+  nlohmann::ordered_json config_of(const std::vector<double>& betas, double top) const {
+    return {{"problem",
+             {{"features", args_.features.string()},
+              {"targets", args_.targets.string()},
+              {"samples", X_.size(0)},
+              {"loss", args_.options.loss},
+              {"penalty", args_.options.penalty},
+              {"gates", args_.gates},
+              {"seed", args_.seed},
+              {"tol", args_.options.tol_rel},
+              {"max_iter", args_.options.max_iter},
+              {"beta_max", top},
+              {"betas", betas}}}};
+  }
+
   /// A new folder, or with --resume one that holds points of the same problem.
-  void open_folder(const std::vector<double>& betas, double top) {
+  void open_folder(const nlohmann::ordered_json& config) {
     const auto file = args_.folder / "config.json";
-    const nlohmann::ordered_json config = {{"features", args_.features.string()},
-                                           {"targets", args_.targets.string()},
-                                           {"loss", args_.options.loss},
-                                           {"penalty", args_.options.penalty},
-                                           {"gates", args_.gates},
-                                           {"seed", args_.seed},
-                                           {"tol", args_.options.tol_rel},
-                                           {"max_iter", args_.options.max_iter},
-                                           {"beta_max", top},
-                                           {"betas", betas}};
     if (fs::exists(file)) {
       if (!args_.resume)
         fail("convex: expected a new run folder, but got {} with a run; --resume continues it",
              args_.folder.string());
-      if (read_json(file) != nlohmann::json(config))
-        fail("convex: expected the problem that {} was started with, but got another one",
-             args_.folder.string());
+      check_same_config(file, config, {"problem"});
     }
     make_folder(args_.folder);
     write_file(file, config.dump(2) + '\n');
@@ -237,8 +242,8 @@ class Run {
                     {"gap", rows[i][3]}});
   }
 
-  void write(double top, const nlohmann::ordered_json& results,
-             const std::vector<Tensor>& solutions, const std::optional<Gates>& gates) {
+  void write(const nlohmann::ordered_json& results, const std::vector<Tensor>& solutions,
+             const std::optional<Gates>& gates) {
     c10::impl::GenericDict arrays(c10::StringType::get(), c10::TensorType::get());
     arrays.insert("Z", torch::stack(solutions));
     if (gates) {
@@ -246,15 +251,7 @@ class Run {
       arrays.insert("u2", gates->u2);
     }
     write_file(args_.folder / "solutions.pt", torch_save_bytes(arrays));
-    const nlohmann::ordered_json result = {{"features", args_.features.string()},
-                                           {"targets", args_.targets.string()},
-                                           {"loss", args_.options.loss},
-                                           {"penalty", args_.options.penalty},
-                                           {"gates", args_.gates},
-                                           {"seed", args_.seed},
-                                           {"samples", X_.size(0)},
-                                           {"threads", at::get_num_threads()},
-                                           {"beta_max", top},
+    const nlohmann::ordered_json result = {{"threads", at::get_num_threads()},
                                            {"solutions", results}};
     write_file(args_.folder / "result.json", result.dump(2) + '\n');
   }

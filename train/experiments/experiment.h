@@ -45,7 +45,8 @@ struct Experiment {
   /// and texts, with the number of "seeds" among them. Printed, stored, and handed to `run`.
   std::function<nlohmann::ordered_json(Preset)> settings;
 
-  /// The values that a text among the settings can have. A text without choices is fixed.
+  /// The values that a text among the settings can have, none: any. A text that is not among them
+  /// is fixed.
   std::map<std::string, std::vector<std::string>> choices = {};
 
   /// @throws DivergedError if a value is not finite.

@@ -48,7 +48,7 @@ void change_setting(const Experiment& experiment, ordered_json& settings,
     if (choices == experiment.choices.end())
       fail("--set: expected a setting that can be changed, but {} is always {}", name,
            setting->get<std::string>());
-    if (!std::ranges::count(choices->second, text))
+    if (!choices->second.empty() && !std::ranges::count(choices->second, text))
       fail("--set: expected {} to be {}, but got {}", name, fmt::join(choices->second, " or "),
            text);
     *setting = text;

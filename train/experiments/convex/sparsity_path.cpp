@@ -7,6 +7,7 @@
 #include <torch/torch.h>
 
 #include <algorithm>
+#include <chrono>
 #include <cmath>
 
 #include "ops/convex_attention.h"
@@ -83,7 +84,18 @@ json point_of(const Data& data, const ConvexResult& r) {
   int64_t found = 0;
   for (const int64_t k : data.planted) found += active[k].item<bool>();
   const auto count = active.sum().item<int64_t>();
+  const auto tokens = size.sum({0, 1});
+  std::vector<double> planted;
+  auto others = tokens.clone();
+  for (const int64_t k : data.planted) {
+    planted.push_back(tokens[k].item<double>());
+    others[k] = 0;
+  }
   return {{"active tokens", count},
+          {"norms of planted tokens", planted},
+          {"largest norm of others", others.max().item<double>()},
+          {"iterations", r.iterations},
+          {"screened share", static_cast<double>(r.screened) / static_cast<double>(size.numel())},
           {"active groups", size.gt(0).sum().item<int64_t>()},
           {"planted tokens among them", found},
           {"exact", found == count && count == static_cast<int64_t>(data.planted.size()) ? 1 : 0},
@@ -93,19 +105,19 @@ json point_of(const Data& data, const ConvexResult& r) {
           {"train loss", half_loss(data.X, data.Y, r.Z) / static_cast<double>(data.X.size(0))},
           {"test loss",
            half_loss(data.test_X, data.test_Y, r.Z) / static_cast<double>(data.test_X.size(0))},
-          {"reads", r.reads},
-          {"screened", r.screened}};
+          {"reads", r.reads}};
 }
 
-/// Reads of the samples along the path, with and without warm starts and screening.
-json reads_of(const Data& data, const std::vector<double>& path, const ConvexOptions& options) {
-  json reads;
+/// Reads of the samples and seconds along the path, with and without warm starts and screening.
+json work_of(const Data& data, const std::vector<double>& path, const ConvexOptions& options) {
+  json work;
   const double top = beta_max(data.X, data.Y, options);
   for (const bool warm : {true, false})
     for (const bool screened : {true, false}) {
       auto own = options;
       if (!screened) own.screen_every = 0;
       int64_t count = 0;
+      const auto start = std::chrono::steady_clock::now();
       for (const double rho : path) {
         const auto r = solve(data.X, data.Y, rho * top, own);
         count += r.reads;
@@ -113,10 +125,11 @@ json reads_of(const Data& data, const std::vector<double>& path, const ConvexOpt
         own.Z0 = r.Z;
         if (r.lip > 0) own.lip = r.lip;
       }
-      reads[fmt::format("{}, {}", warm ? "warm" : "cold", screened ? "screened" : "all groups")] =
-          count;
+      const std::chrono::duration<double> taken = std::chrono::steady_clock::now() - start;
+      work[fmt::format("{}, {}", warm ? "warm" : "cold", screened ? "screened" : "all groups")] = {
+          {"reads", count}, {"seconds", taken.count()}};
     }
-  return reads;
+  return work;
 }
 
 json solve_seed(const json& s, uint64_t seed) {
@@ -127,7 +140,32 @@ json solve_seed(const json& s, uint64_t seed) {
   for (const auto& r : solve_path(data.X, data.Y, rhos(s), options))
     points.push_back(point_of(data, r));
   stop_if_interrupted();
-  return {{"points", points}, {"reads", reads_of(data, rhos(s), options)}};
+  return {{"points", points}, {"work", work_of(data, rhos(s), options)}, {"planted", data.planted}};
+}
+
+/// Norms of the planted tokens and of the largest other one, of the first seed.
+ResultTable norm_table(const json& found, const std::vector<double>& path) {
+  ResultTable table = {
+      .title = "Regularisation path: norms of the tokens",
+      .columns = {"token"},
+      .rows = {},
+      .note =
+          "Sum over outputs of |z|, of the planted tokens and of the largest "
+          "other one. First seed.",
+      .figure = Figure{.axis = "sum of |z|", .across = "1/ρ", .form = "log-curves", .only = true}};
+  for (const double rho : path) table.columns.push_back(fmt::format("{:.4g}", 1 / rho));
+  const std::vector<int64_t> planted = found.at("planted");
+  for (size_t a = 0; a <= planted.size(); ++a) {
+    const bool is_planted = a < planted.size();
+    std::vector<Cell> row = {is_planted ? fmt::format("token {}, planted", planted[a])
+                                        : "largest of the others"};
+    for (const auto& point : found.at("points"))
+      row.push_back(number_cell(is_planted ? point.at("norms of planted tokens")[a].get<double>()
+                                           : point.at("largest norm of others").get<double>(),
+                                "{:.3g}"));
+    table.rows.push_back(row);
+  }
+  return table;
 }
 
 /// Largest relative violation of what holds along a path: F and the loss do not rise, the penalty
@@ -164,10 +202,13 @@ std::vector<ResultTable> run(Context& context) {
     return cells;
   };
   std::vector<std::vector<Cell>> work;
-  for (const auto& [name, count] : seeds.front().at("reads").items()) {
-    std::vector<double> values;
-    for (const auto& found : seeds) values.push_back(found.at("reads").at(name));
-    work.push_back({name, spread_cell(values, "{:.0f}")});
+  for (const auto& [name, first] : seeds.front().at("work").items()) {
+    std::vector<double> reads, seconds;
+    for (const auto& found : seeds) {
+      reads.push_back(found.at("work").at(name).at("reads"));
+      seconds.push_back(found.at("work").at(name).at("seconds"));
+    }
+    work.push_back({name, spread_cell(reads, "{:.0f}"), spread_cell(seconds, "{:.3f}")});
   }
   std::vector<double> steps, gaps;
   for (const auto& found : seeds) {
@@ -185,8 +226,14 @@ std::vector<ResultTable> run(Context& context) {
            .rows = {row("train loss", "{:.3g}"), row("test loss", "{:.3g}")},
            .note = "Half squared error, without the penalty.",
            .figure = Figure{.axis = "loss", .across = "penalty", .logarithmic = true}},
+          norm_table(seeds.front(), path),
+          {.title = "Iterations and screening along the path",
+           .columns = columns,
+           .rows = {row("iterations", "{:.1f}"), row("screened share", "{:.2f}")},
+           .note = "Share of the groups that the gap has ruled out before the end.",
+           .figure = {}},
           {.title = "Reads of the samples for the whole path",
-           .columns = {"start, groups", "reads"},
+           .columns = {"start, groups", "reads", "seconds"},
            .rows = work,
            .note = "Warm: every solve starts from the one before.",
            .figure = {}},

@@ -1,4 +1,4 @@
-// student_teacher: a layer of a random Transformer, and students trained on its frozen features.
+// student_teacher: a layer of a Transformer, and students trained on its frozen features.
 //
 //     X_i: input of the last attention sublayer    y_i: its output at row 0, projected to c numbers
 //     min sum_i |f(X_i) - y_i|^2 / 2 + beta (penalty of the student)        beta = rho beta_max
@@ -8,22 +8,19 @@
 // solver and by full-batch Adam on Z. The last four share one objective; softmax attention has
 // another regulariser, and is compared by data loss and test error alone.
 #include <fmt/format.h>
-#include <torch/torch.h>
 
 #include <algorithm>
-#include <chrono>
 #include <cmath>
+#include <functional>
 #include <map>
-#include <numbers>
+#include <optional>
 
-#include "models/convex_attention.h"
 #include "ops/convex_attention.h"
 #include "ops/convex_solver.h"
-#include "ops/convex_training.h"
-#include "ops/group_soft_threshold.h"
 #include "train/experiments/context.h"
 #include "train/experiments/convex/experiments.h"
-#include "train/loop/seed_stream.h"
+#include "train/experiments/convex/student_data.h"
+#include "train/experiments/convex/students.h"
 
 namespace kktorch::convex {
 namespace {
@@ -41,324 +38,107 @@ constexpr const char* kStudents[] = {"softmax",
 constexpr int64_t kConvex = 4;  // the certified one
 
 ordered_json settings(Preset preset) {
-  return {{"width", by_preset(preset, 16, 32, 64)},
-          {"tokens", by_preset(preset, 8, 16, 32)},
-          {"outputs", by_preset(preset, 4, 8, 16)},
+  using Numbers = std::vector<double>;
+  const Numbers rhos = {0.3, 0.1, 0.03, 0.01}, rates = {1e-2, 3e-3, 1e-3, 3e-4};
+  return {{"teacher", "random"},
+          {"teacher_steps", by_preset(preset, 20, 1000, 1000)},
+          {"features", ""},
+          {"targets", ""},
+          {"test_share", 0.2},
+          {"width", by_preset(preset, 16, 64, 64)},
+          {"tokens", by_preset(preset, 8, 32, 32)},
+          {"outputs", by_preset(preset, 4, 16, 16)},
           {"vocabulary", 64},
           {"layers", 4},
           {"teacher_heads", 4},
-          {"samples", by_preset(preset, 200, 1000, 2000)},
-          {"test_samples", by_preset(preset, 200, 500, 1000)},
+          {"samples", by_preset(preset, 200, 2000, 2000)},
+          {"test_samples", by_preset(preset, 200, 1000, 1000)},
           {"student_heads", 4},
-          {"rhos",
-           by_preset<std::vector<double>>(preset, {0.1}, {0.3, 0.1, 0.03}, {0.3, 0.1, 0.03, 0.01})},
-          {"rates",
-           by_preset<std::vector<double>>(preset, {3e-3}, {1e-2, 1e-3}, {1e-2, 3e-3, 1e-3, 3e-4})},
+          {"rhos", by_preset<Numbers>(preset, {0.1}, rhos, rhos)},
+          {"rates", by_preset<Numbers>(preset, {3e-3}, rates, rates)},
           {"steps", by_preset(preset, 100, 300, 2000)},
           {"cycles", by_preset(preset, 100, 150, 1500)},
+          {"path_points", by_preset(preset, 6, 16, 31)},
           {"tolerance", 1e-6},
-          {"seeds", by_preset(preset, 1, 2, 3)}};
-}
-
-// ---- the teacher ----
-
-Tensor layer_norm(const Tensor& x) {
-  return (x - x.mean(-1, true)) / (x.var(-1, false, true) + 1e-12).sqrt();
-}
-
-/// Post-LN Transformer with random weights; the logits of every layer have standard deviation 2.
-class Teacher {
- public:
-  Teacher(const json& s, uint64_t seed)
-      : n_(s.at("tokens")),
-        d_(s.at("width")),
-        heads_(s.at("teacher_heads")),
-        vocabulary_(s.at("vocabulary")),
-        generator_(generator_of(seed, "student_teacher")) {
-    embedding_ = normal({vocabulary_, d_}, 1);
-    position_ = normal({n_, d_}, 1);
-    const auto width = static_cast<double>(d_);
-    for (int64_t l = 0; l < s.at("layers").get<int64_t>(); ++l) {
-      Layer layer;
-      for (auto* w : {&layer.q, &layer.k, &layer.v, &layer.o})
-        *w = normal({d_, d_}, 1 / std::sqrt(width));
-      layer.up = normal({d_, 4 * d_}, std::sqrt(2 / width));
-      layer.down = normal({4 * d_, d_}, 1 / std::sqrt(4 * width));
-      layers_.push_back(layer);
-    }
-    const auto q = at::linalg_qr(normal({d_, s.at("outputs").get<int64_t>()}, 1));
-    readout_ = std::get<0>(q);
-    scale_logits();
-  }
-
-  /// Token 0 stands at position 0; the others follow Zipf's law.
-  Tensor tokens(int64_t count) {
-    const auto weight = 1 / torch::arange(1, vocabulary_, at::kDouble);
-    auto ids = torch::multinomial(weight, count * (n_ - 1), true, generator_) + 1;
-    return torch::cat({torch::zeros({count, 1}, at::kLong), ids.view({count, n_ - 1})}, 1);
-  }
-
-  struct Examples {
-    Tensor X, Y, map;  ///< [N, n, d], [N, c], attention of row 0 over heads [N, n]
-  };
-  Examples examples(int64_t count) {
-    auto x = embed(tokens(count));
-    for (size_t l = 0; l + 1 < layers_.size(); ++l) x = block(x, layers_[l]);
-    const auto [out, map] = attention(x, layers_.back());
-    return {x, out.select(1, 0).matmul(readout_), map.select(2, 0).mean(1)};
-  }
-
- private:
-  struct Layer {
-    Tensor q, k, v, o, up, down;
-    double scale = 1;
-  };
-
-  Tensor normal(at::IntArrayRef size, double sd) {
-    return sd * torch::randn(size, generator_, at::kDouble);
-  }
-  Tensor embed(const Tensor& ids) const {
-    return layer_norm(embedding_.index_select(0, ids.flatten()).view({-1, n_, d_}) + position_);
-  }
-  Tensor split(const Tensor& x) const {
-    return x.view({-1, n_, heads_, d_ / heads_}).transpose(1, 2);
-  }
-  Tensor logits(const Tensor& x, const Layer& layer) const {
-    return split(x.matmul(layer.q)).matmul(split(x.matmul(layer.k)).transpose(2, 3));
-  }
-  std::pair<Tensor, Tensor> attention(const Tensor& x, const Layer& layer) const {
-    const auto map = (layer.scale * logits(x, layer)).softmax(-1);
-    const auto mixed = map.matmul(split(x.matmul(layer.v))).transpose(1, 2).reshape({-1, n_, d_});
-    return {mixed.matmul(layer.o), map};
-  }
-  Tensor block(const Tensor& x, const Layer& layer) const {
-    const auto middle = layer_norm(x + attention(x, layer).first);
-    return layer_norm(middle + middle.matmul(layer.up).relu().matmul(layer.down));
-  }
-  void scale_logits() {
-    auto x = embed(tokens(256));
-    for (auto& layer : layers_) {
-      layer.scale = 2 / logits(x, layer).std(-1).mean().item<double>();
-      x = block(x, layer);
-    }
-  }
-
-  int64_t n_, d_, heads_, vocabulary_;
-  at::Generator generator_;
-  Tensor embedding_, position_, readout_;
-  std::vector<Layer> layers_;
-};
-
-/// Standardised by the training samples: Y centred, one scale for Y and one for X.
-struct Data {
-  Tensor X, Y, test_X, test_Y, map;  ///< map: mean attention of the teacher's row 0, [n]
-};
-
-Data draw(const json& s, uint64_t seed) {
-  Teacher teacher(s, seed);
-  const auto train = teacher.examples(s.at("samples")),
-             test = teacher.examples(s.at("test_samples"));
-  const auto size = train.X.square().sum(-1).mean().sqrt(), mean = train.Y.mean(0);
-  const auto spread = (train.Y - mean).square().mean().sqrt();
-  return {(train.X / size).contiguous(), ((train.Y - mean) / spread).contiguous(),
-          (test.X / size).contiguous(), ((test.Y - mean) / spread).contiguous(), test.map.mean(0)};
-}
-
-// ---- students ----
-
-using Clock = std::chrono::steady_clock;
-double seconds_since(Clock::time_point start) {
-  return std::chrono::duration<double>(Clock::now() - start).count();
-}
-
-double half_loss(const Tensor& A, const Tensor& Y) {
-  return (A - Y).square().sum().item<double>() / 2;
-}
-
-/// Loss per sample and explained share.
-json error_of(const Tensor& A, const Tensor& Y, const std::string& part) {
-  const double loss = half_loss(A, Y), none = half_loss(torch::zeros_like(Y), Y);
-  return {{part + " loss", loss / static_cast<double>(Y.size(0))}, {part + " R2", 1 - loss / none}};
-}
-
-double cosine(double lr, int64_t step, int64_t steps) {
-  return lr *
-         (1 + std::cos(std::numbers::pi * static_cast<double>(step) / static_cast<double>(steps))) /
-         2;
-}
-
-json curve_point(double seconds, double value) { return json::array({seconds, value}); }
-
-/// Full-batch Adam on softmax attention, in float32.
-json softmax_student(const json& s, const Data& data, double beta, double lr, bool decay_qk,
-                     uint64_t seed) {
-  seed_torch(seed, "softmax student");
-  const int64_t d = data.X.size(2), heads = s.at("student_heads"), steps = s.at("steps");
-  SoftmaxAttention model(d, data.Y.size(1), heads, d / heads, 1 / std::sqrt(double(d)));
-  const auto X = data.X.to(at::kFloat), Y = data.Y.to(at::kFloat);
-  torch::optim::Adam optimiser(model->parameters(), torch::optim::AdamOptions(lr));
-  const auto start = Clock::now();
-  json curve = json::array();
-  for (int64_t step = 0; step < steps; ++step) {
-    if (step % 50 == 0) stop_if_interrupted();
-    for (auto& group : optimiser.param_groups()) group.options().set_lr(cosine(lr, step, steps));
-    const auto loss = (model(X) - Y).square().sum() / 2;
-    auto decay = model->V.square().sum() + model->O.square().sum();
-    if (decay_qk) decay = decay + model->Q.square().sum() + model->K.square().sum();
-    optimiser.zero_grad();
-    (loss + beta / 2 * decay).backward();
-    optimiser.step();
-    if (step % 10 == 0) curve.push_back(curve_point(seconds_since(start), loss.item<double>()));
-  }
-  const double seconds = seconds_since(start);
-  const torch::NoGradGuard no_grad;
-  const auto test_X = data.test_X.to(at::kFloat);
-  const auto maps = model->maps(test_X);  // [N, h, n]
-  const auto mean = maps.mean(0).mean(0).to(at::kDouble).contiguous();
-  const double entropy =
-      -torch::xlogy(maps, maps).sum(-1).mean().item<double>() / std::log(double(data.X.size(1)));
-  json result = {{"seconds", seconds}, {"curve", curve}, {"entropy", entropy}};
-  result["map"] = std::vector<double>(mean.const_data_ptr<double>(),
-                                      mean.const_data_ptr<double>() + mean.numel());
-  result.update(error_of(model(X).to(at::kDouble), data.Y, "train"));
-  result.update(error_of(model(test_X).to(at::kDouble), data.test_Y, "test"));
-  return result;
-}
-
-/// What the students of the convex objective report. `bound` is a lower bound of the optimum.
-json effective_student(const Data& data, const Tensor& Z, double objective, double bound,
-                       double seconds, const json& curve) {
-  const auto size = Z.norm(2, {-1});
-  const auto share = (size.sum(0).sum(0) / size.sum().clamp_min(1e-300)).contiguous();
-  json result = {{"seconds", seconds},
-                 {"curve", curve},
-                 {"objective", objective},
-                 {"bound", bound},
-                 {"active groups", size.gt(0).sum().item<int64_t>()},
-                 {"active tokens", size.gt(0).flatten(0, 1).any(0).sum().item<int64_t>()}};
-  result["map"] = std::vector<double>(share.const_data_ptr<double>(),
-                                      share.const_data_ptr<double>() + share.numel());
-  result.update(error_of(convex_predict(data.X, Z), data.Y, "train"));
-  result.update(error_of(convex_predict(data.test_X, Z), data.test_Y, "test"));
-  return result;
-}
-
-json curve_of(const Tensor& history) {
-  json curve = json::array();
-  const auto rows = history.accessor<double, 2>();
-  for (int64_t i = 0; i < history.size(0); ++i)
-    curve.push_back(curve_point(rows[i][1], rows[i][2]));
-  return curve;
-}
-
-json convex_student(const json& s, const Data& data, double beta) {
-  ConvexOptions options;
-  options.tol_rel = s.at("tolerance");
-  const auto start = Clock::now();
-  const auto r = solve(data.X, data.Y, beta, options);
-  auto result = effective_student(data, r.Z, r.F, r.D, seconds_since(start), curve_of(r.history));
-  result["lip"] = r.lip;
-  return result;
-}
-
-json factored_student(const json& s, const Data& data, double beta, double lr, bool palm,
-                      int64_t heads, uint64_t seed) {
-  FactoredOptions options;
-  options.heads = heads;
-  options.optimiser = palm ? "palm" : "adam_softmax";
-  options.escape = palm;
-  options.max_escapes = 2;
-  options.lr = lr;
-  options.max_iter = s.at(palm ? "cycles" : "steps");
-  options.tol_rel = s.at("tolerance");
-  options.seed = static_cast<int64_t>(seed);
-  options.progress = [](int64_t, double) {
-    stop_if_interrupted();
-    return true;
-  };
-  const auto start = Clock::now();
-  const auto r = train_factored(data.X, data.Y, beta, options);
-  return effective_student(data, heads_to_z(r.heads, 1), r.objective, r.D, seconds_since(start),
-                           curve_of(r.history));
-}
-
-/// Full-batch Adam on Z; its zeros come from one proximal step at the end.
-json adam_student(const json& s, const Data& data, double beta, double lr, double lip) {
-  const int64_t c = data.Y.size(1), n = data.X.size(1), d = data.X.size(2), steps = s.at("steps");
-  const auto Phi = data.X.flatten(1);
-  auto Z = torch::zeros({c, n * d}, at::kDouble), first = torch::zeros_like(Z),
-       second = torch::zeros_like(Z);
-  const auto gradient = [&] { return (Phi.matmul(Z.t()) - data.Y).t().matmul(Phi); };
-  const auto norms = [&] { return Z.view({c, n, d}).norm(2, {-1}, true); };
-  const auto start = Clock::now();
-  json curve = json::array();
-  for (int64_t step = 1; step <= steps; ++step) {
-    if (step % 50 == 0) stop_if_interrupted();
-    const auto size = norms();
-    const auto unit = torch::where(size > 0, Z.view({c, n, d}) / size, 0.).view({c, n * d});
-    const auto g = gradient() + beta * unit;
-    first = 0.9 * first + 0.1 * g;
-    second = 0.999 * second + 0.001 * g * g;
-    const auto t = static_cast<double>(step);
-    Z = Z - cosine(lr, step, steps) / (1 - std::pow(0.9, t)) * first /
-                ((second / (1 - std::pow(0.999, t))).sqrt() + 1e-8);
-    if (step % 10 == 0)
-      curve.push_back(curve_point(seconds_since(start), half_loss(Phi.matmul(Z.t()), data.Y) +
-                                                            beta * norms().sum().item<double>()));
-  }
-  const auto moved = (Z - gradient() / lip).view({1, c, n, d});
-  const auto final = group_soft_threshold(moved, torch::full({}, beta / lip, at::kDouble));
-  const double seconds = seconds_since(start);
-  const auto certificate = certify(data.X, data.Y, beta, final);
-  return effective_student(data, final, certificate.F, certificate.D, seconds, curve);
+          {"seeds", by_preset(preset, 1, 3, 3)}};
 }
 
 /// The learning rate whose student is best on a fifth of the training samples.
-double chosen_rate(const json& s, const Data& data,
-                   const std::function<json(const Data&, double)>& student) {
-  const std::vector<double> rates = s.at("rates");
+double chosen_rate(const Lesson& lesson,
+                   const std::function<json(const Lesson&, double)>& student) {
+  const std::vector<double> rates = lesson.settings.at("rates");
   if (rates.size() == 1) return rates[0];
-  const int64_t N = data.X.size(0), kept = N - N / 5;
-  const Data part = {data.X.slice(0, 0, kept).contiguous(), data.Y.slice(0, 0, kept).contiguous(),
-                     data.X.slice(0, kept).contiguous(), data.Y.slice(0, kept).contiguous(),
-                     data.map};
+  const auto &X = lesson.data.X, &Y = lesson.data.Y;
+  const int64_t N = X.size(0), kept = N - N / 5;
+  const StudentData part = {X.slice(0, 0, kept), Y.slice(0, 0, kept), X.slice(0, kept),
+                            Y.slice(0, kept)};
+  const Lesson own = {lesson.settings, part, lesson.beta, lesson.seed, false};
   double best = INFINITY, rate = rates[0];
-  for (const double lr : rates) {
-    const double loss = student(part, lr).at("test loss");
+  for (const double each : rates) {
+    const double loss = student(own, each).at("test loss");
     if (!(loss < best)) continue;
     best = loss;
-    rate = lr;
+    rate = each;
   }
   return rate;
 }
 
 /// All students of one seed and one penalty.
-json compare(const json& s, uint64_t seed, double rho) {
-  const auto data = draw(s, seed);
-  const double beta = rho * beta_max(data.X, data.Y);
+json compare(const json& s, const StudentData& data, uint64_t seed, double rho) {
+  const Lesson lesson = {s, data, rho * beta_max(data.X, data.Y), seed};
   json students = json::array();
-  const auto add = [&](const std::function<json(const Data&, double)>& student) {
-    const double rate = chosen_rate(s, data, student);
-    auto result = student(data, rate);
+  const auto add = [&](const std::function<json(const Lesson&, double)>& student) {
+    const double rate = chosen_rate(lesson, student);
+    auto result = student(lesson, rate);
     result["rate"] = rate;
     students.push_back(result);
   };
   for (const bool decay : {true, false})
-    add([&](const Data& d, double lr) { return softmax_student(s, d, beta, lr, decay, seed); });
-  const auto convex = convex_student(s, data, beta);
+    add([&](const Lesson& own, double rate) { return softmax_student(own, rate, decay); });
+  const auto convex = convex_student(lesson);
   const int64_t heads = std::max<int64_t>(convex.at("active groups").get<int64_t>(), 8);
-  add([&](const Data& d, double lr) {
-    return factored_student(s, d, beta, lr, false, heads, seed);
-  });
-  students.push_back(factored_student(s, data, beta, 0, true, heads + heads / 2, seed));
+  add([&](const Lesson& own, double rate) { return factored_student(own, rate, false, heads); });
+  students.push_back(factored_student(lesson, 0, true, heads + heads / 2));
   students.push_back(convex);
   const double lip = convex.at("lip").get<double>() > 0 ? convex.at("lip").get<double>() : 1;
-  add([&](const Data& d, double lr) { return adam_student(s, d, beta, lr, lip); });
-  json result = {{"students", students}, {"beta", beta}};
-  result["teacher map"] =
-      std::vector<double>(data.map.contiguous().const_data_ptr<double>(),
-                          data.map.contiguous().const_data_ptr<double>() + data.map.numel());
+  add([&](const Lesson& own, double rate) { return adam_student(own, rate, lip); });
+  json result = {{"students", students}, {"beta", lesson.beta}, {"tokens", data.X.size(1)}};
+  if (data.map.defined()) {
+    const auto map = data.map.contiguous();
+    result["teacher map"] = std::vector<double>(map.const_data_ptr<double>(),
+                                                map.const_data_ptr<double>() + map.numel());
+  }
+  if (data.accuracy) result["teacher accuracy"] = *data.accuracy;
   return result;
+}
+
+/// The certified path on these features.
+json follow_path(const json& s, const StudentData& data) {
+  std::vector<double> rhos;
+  const int64_t points = s.at("path_points");
+  for (int64_t k = 0; k < points; ++k)
+    rhos.push_back(std::pow(10., -2 * static_cast<double>(k) / static_cast<double>(points - 1)));
+  ConvexOptions options;
+  options.tol_rel = s.at("tolerance");
+  json path = json::array();
+  const auto loss = [](const at::Tensor& A, const at::Tensor& Y) {
+    return (A - Y).square().sum().item<double>() / 2 / static_cast<double>(Y.size(0));
+  };
+  size_t k = 0;
+  for (const auto& r : solve_path(data.X, data.Y, rhos, options)) {
+    const auto size = r.Z.norm(2, {-1});
+    const auto share = (size.sum(0).sum(0) / size.sum().clamp_min(1e-300)).contiguous();
+    path.push_back(
+        {{"rho", rhos[k++]},
+         {"active tokens", size.gt(0).flatten(0, 1).any(0).sum().item<int64_t>()},
+         {"active groups", size.gt(0).sum().item<int64_t>()},
+         {"train loss", loss(convex_predict(data.X, r.Z), data.Y)},
+         {"test loss", loss(convex_predict(data.test_X, r.Z), data.test_Y)},
+         {"gap", r.gap / r.F},
+         {"importance", std::vector<double>(share.const_data_ptr<double>(),
+                                            share.const_data_ptr<double>() + share.numel())}});
+  }
+  return {{"path", path}};
 }
 
 // ---- tables ----
@@ -389,48 +169,113 @@ ResultTable student_table(const Runs& runs, const std::vector<double>& rhos, con
   return table;
 }
 
-/// F of a student after `seconds`: the lowest so far.
-double value_after(const json& curve, double seconds) {
-  double value = NAN;
+/// What `key` of a curve was at the last point up to `at`, if there is one.
+std::optional<json> point_at(const json& curve, const char* place, double at) {
+  std::optional<json> found;
   for (const auto& point : curve)
-    if (point[0].get<double>() <= seconds)
-      value = std::isnan(value) ? point[1].get<double>() : std::min(value, point[1].get<double>());
-  return value;
+    if (point.at(place).get<double>() <= at) found = point;
+  return found;
 }
 
-ResultTable time_table(const Runs& runs, double rho) {
-  const auto& run = runs.back().front();
-  const double bound = run.at("students")[kConvex].at("bound");
-  ResultTable table = {
-      .title = fmt::format("Distance from the optimum against time, ρ = {:g}", rho),
-      .columns = {"student"},
-      .rows = {},
-      .note =
-          "(F − D) / D with the bound D of the certified solver: the optimum is "
-          "not below D, so that the distance is at most this. First seed; a "
-          "dash where nothing was logged yet.",
-      .figure = Figure{.axis = "relative distance, at most",
-                       .across = "seconds",
-                       .logarithmic = true,
-                       .form = "curves"}};
-  std::vector<double> times;
-  for (double t = 0.01; t < 200; t *= std::sqrt(10.)) times.push_back(t);
-  for (const double t : times) table.columns.push_back(fmt::format("{:.2g}", t));
-  for (size_t a = 2; a < std::size(kStudents); ++a) {
+/// Up to 5 places per decade, from the first point of a curve to the last.
+std::vector<double> places_of(const json& run, const char* place, double unit) {
+  double first = INFINITY, last = 0;
+  for (const auto& student : run.at("students"))
+    for (const auto& point : student.at("curve")) {
+      const double at = unit * point.at(place).get<double>();
+      if (at > 0) first = std::min(first, at);
+      last = std::max(last, at);
+    }
+  std::vector<double> places;
+  for (int64_t k = static_cast<int64_t>(std::floor(5 * std::log10(first)));
+       places.empty() || places.back() < last; ++k)
+    places.push_back(std::pow(10., static_cast<double>(k) / 5));
+  return places;
+}
+
+/// A number of the students' curves, first seed, drawn over time or iterations.
+struct CurvePlot {
+  const char *title, *key, *axis;
+  bool over_time;
+  size_t first;  ///< student
+  const char* note;
+};
+
+/// The objective of the certified solver has its band: up from the best lower bound so far.
+ResultTable curve_table(const json& run, double rho, const CurvePlot& plot) {
+  const char* place = plot.over_time ? "seconds" : "iteration";
+  const double unit = plot.over_time ? 1e3 : 1;
+  ResultTable table = {.title = fmt::format("{}, ρ = {:g}", plot.title, rho),
+                       .columns = {"student"},
+                       .rows = {},
+                       .note = plot.note,
+                       .figure = Figure{.axis = plot.axis,
+                                        .across = plot.over_time ? "milliseconds" : "iteration",
+                                        .logarithmic = true,
+                                        .form = "log-curves",
+                                        .only = true}};
+  const auto places = places_of(run, place, unit);
+  for (const double at : places) table.columns.push_back(fmt::format("{:.3g}", at));
+  for (size_t a = plot.first; a < std::size(kStudents); ++a) {
     std::vector<Cell> row = {kStudents[a]};
-    for (const double t : times) {
-      const double F = value_after(run.at("students")[a].at("curve"), t);
-      row.push_back(std::isnan(F) ? Cell("–")
-                                  : number_cell(std::max((F - bound) / bound, 1e-16), "{:.1e}"));
+    for (const double at : places) {
+      const auto point = point_at(run.at("students")[a].at("curve"), place, at / unit);
+      if (!point) {
+        row.emplace_back("–");
+        continue;
+      }
+      row.push_back(number_cell(point->at(plot.key), "{:.5g}"));
+      if (std::string(plot.key) == "objective" && point->contains("bound")) {
+        row.back()["low"] = std::max(point->at("bound").get<double>(), 0.);
+        row.back()["high"] = point->at("objective");
+      }
     }
     table.rows.push_back(row);
   }
   return table;
 }
 
-ResultTable map_table(const Runs& runs, double rho) {
-  const auto& run = runs.back().front();
-  const std::vector<double> teacher = run.at("teacher map");
+constexpr CurvePlot kPlots[] = {
+    {"Training loss against time", "train", "loss per sample", true, 0,
+     "Without the penalty and without the time of evaluations. First seed."},
+    {"Training loss against iterations", "train", "loss per sample", false, 0,
+     "Without the penalty. First seed."},
+    {"Test loss against time", "test", "loss per sample", true, 0,
+     "Without the time of evaluations. First seed."},
+    {"Objective against time, with the certified gap", "objective", "objective", true, 2,
+     "Students that share the objective; the band of the certified solver reaches down to its best "
+     "lower bound so far. First seed."}};
+
+/// (F - D) / D with the bound D of the certified solver, at the end of every decade.
+ResultTable time_table(const json& run, double rho) {
+  const double bound = run.at("students")[kConvex].at("bound");
+  ResultTable table = {
+      .title = fmt::format("Distance from the optimum against time, ρ = {:g}", rho),
+      .columns = {"student"},
+      .rows = {},
+      .note =
+          "(F − D) / D with the bound D of the certified solver: the optimum is not below D, so "
+          "that the distance is at most this. First seed; a dash where nothing was logged yet.",
+      .figure = {}};
+  std::vector<double> times;
+  for (double t = 0.01; t < 200; t *= std::sqrt(10.)) times.push_back(t);
+  for (const double t : times) table.columns.push_back(fmt::format("{:.2g} s", t));
+  for (size_t a = 2; a < std::size(kStudents); ++a) {
+    std::vector<Cell> row = {kStudents[a]};
+    for (const double t : times) {
+      const auto point = point_at(run.at("students")[a].at("curve"), "seconds", t);
+      row.push_back(
+          point
+              ? number_cell(std::max((point->at("objective").get<double>() - bound) / bound, 1e-16),
+                            "{:.1e}")
+              : Cell("–"));
+    }
+    table.rows.push_back(row);
+  }
+  return table;
+}
+
+ResultTable map_table(const json& run, double rho) {
   ResultTable table = {.title = fmt::format("Where attention lies, ρ = {:g}", rho),
                        .columns = {"student"},
                        .rows = {},
@@ -439,14 +284,16 @@ ResultTable map_table(const Runs& runs, double rho) {
                            "students; the share of a token in the sum of norms, of convex ones. "
                            "First seed.",
                        .figure = Figure{.axis = "share", .across = "token", .form = "bars"}};
-  for (size_t k = 0; k < teacher.size(); ++k) table.columns.push_back(std::to_string(k));
+  for (int64_t k = 0; k < run.at("tokens").get<int64_t>(); ++k)
+    table.columns.push_back(std::to_string(k));
   const auto add = [&](const std::string& name, const std::vector<double>& map) {
     std::vector<Cell> row = {name};
     for (const double share : map) row.push_back(number_cell(share, "{:.3f}"));
     table.rows.push_back(row);
   };
-  add("teacher", teacher);
-  for (const int64_t a : {int64_t{0}, kConvex}) add(kStudents[a], run.at("students")[a].at("map"));
+  if (run.contains("teacher map")) add("teacher", run.at("teacher map"));
+  for (const int64_t a : {int64_t{0}, int64_t{1}, kConvex})
+    add(kStudents[a], run.at("students")[a].at("map"));
   return table;
 }
 
@@ -478,13 +325,14 @@ ResultTable certificate_table(const Runs& runs, const std::vector<double>& rhos)
   return table;
 }
 
-ResultTable token_table(const Runs& runs, const std::vector<double>& rhos, int64_t tokens) {
+ResultTable token_table(const Runs& runs, const std::vector<double>& rhos) {
+  const auto& first = runs.front().front();
   ResultTable table = {.title = "Sparsity and entropy",
                        .columns = {"quantity"},
                        .rows = {},
                        .note = fmt::format("Of {} tokens. Entropy of softmax maps as a share of "
                                            "that of uniform attention.",
-                                           tokens),
+                                           first.at("tokens").get<int64_t>()),
                        .figure = {}};
   for (const double rho : rhos) table.columns.push_back(fmt::format("ρ {:g}", rho));
   const auto add = [&](const std::string& name, size_t student, const char* key,
@@ -499,52 +347,116 @@ ResultTable token_table(const Runs& runs, const std::vector<double>& rhos, int64
   add("active tokens, Adam on Z", 5, "active tokens", "{:.1f}");
   add("entropy, softmax", 0, "entropy", "{:.3f}");
   add("entropy, softmax without decay of Q and K", 1, "entropy", "{:.3f}");
+  if (!first.contains("teacher accuracy")) return table;
+  std::vector<Cell> row = {"accuracy of the teacher in %"};
+  for (const auto& seeds : runs) {
+    std::vector<double> values;
+    for (const auto& run : seeds) values.push_back(run.at("teacher accuracy"));
+    row.push_back(spread_cell(values, "{:.1f}"));
+  }
+  table.rows.push_back(row);
   return table;
 }
 
-std::vector<ResultTable> run(Context& context) {
+ResultTable path_table(const std::vector<json>& paths) {
+  ResultTable table = {
+      .title = "The certified path on these features",
+      .columns = {"along the path"},
+      .rows = {},
+      .note = "Mean ± sd over seeds; the largest certified relative gap of a point.",
+      .figure =
+          Figure{.axis = "value", .across = "1/ρ", .logarithmic = true, .form = "log-curves"}};
+  const auto& first = paths.front().at("path");
+  for (const auto& point : first)
+    table.columns.push_back(fmt::format("{:.3g}", 1 / point.at("rho").get<double>()));
+  for (const auto& [key, format] :
+       {std::pair("active tokens", "{:.1f}"), std::pair("active groups", "{:.1f}"),
+        std::pair("train loss", "{:.3f}"), std::pair("test loss", "{:.3f}"),
+        std::pair("gap", "{:.0e}")}) {
+    std::vector<Cell> row = {key};
+    for (size_t k = 0; k < first.size(); ++k) {
+      std::vector<double> values;
+      for (const auto& path : paths) values.push_back(path.at("path")[k].at(key));
+      row.push_back(spread_cell(values, format));
+    }
+    table.rows.push_back(row);
+  }
+  return table;
+}
+
+/// Importance of the tokens along the penalty, of the first seed.
+MapGrid importance_map(const json& path) {
+  MapMatrix shares;
+  for (const auto& point : path.at("path")) shares.push_back(point.at("importance"));
+  return {.title = "Importance of the tokens along the certified path",
+          .down = "point, ρ falls",
+          .across = "token",
+          .quantity = "share of Σ|z|",
+          .columns = {"convex program"},
+          .rows = {{.name = "", .maps = {shares}}},
+          .note =
+              "Share of a token in the sum of norms, a row per penalty from ρ = 1 down to 0.01. "
+              "First seed."};
+}
+
+Findings run(Context& context) {
   const json s = context.settings();
   const std::vector<double> rhos = s.at("rhos");
+  std::map<uint64_t, StudentData> known;
+  const auto data_of = [&](uint64_t seed) -> const StudentData& {
+    if (!known.contains(seed)) known[seed] = student_data(s, seed);
+    return known[seed];
+  };
   Runs runs;
   for (const double rho : rhos) {
     runs.emplace_back();
     for (const auto seed : context.seeds())
-      runs.back().push_back(context.part(fmt::format("rho{:g}-seed{}", rho, seed),
-                                         [&](const auto&) { return compare(s, seed, rho); }));
+      runs.back().push_back(
+          context.part(fmt::format("rho{:g}-seed{}", rho, seed),
+                       [&](const auto&) { return compare(s, data_of(seed), seed, rho); }));
   }
-  return {student_table(runs, rhos, "Test loss per sample", "test loss", "{:.4f}", false,
-                        "Half squared error on new samples, standardised targets; mean ± sd over "
-                        "seeds. Learning rates were chosen on a fifth of the training samples."),
-          student_table(runs, rhos, "Training loss per sample", "train loss", "{:.4f}", false,
-                        "Without the penalty."),
-          student_table(runs, rhos, "R² on new samples", "test R2", "{:.3f}", false,
-                        "1 would be exact, 0 the mean."),
-          student_table(runs, rhos, "Seconds of training", "seconds", "{:.2f}", true,
-                        "The chosen rate alone, without evaluation."),
-          time_table(runs, rhos.back()),
-          certificate_table(runs, rhos),
-          token_table(runs, rhos, s.at("tokens")),
-          map_table(runs, rhos.back())};
+  std::vector<json> paths;
+  for (const auto seed : context.seeds())
+    paths.push_back(context.part(fmt::format("path-seed{}", seed),
+                                 [&](const auto&) { return follow_path(s, data_of(seed)); }));
+  const json& shown = runs.back().front();
+  std::vector<ResultTable> tables = {
+      student_table(runs, rhos, "Test loss per sample", "test loss", "{:.4f}", false,
+                    "Half squared error on new samples, standardised targets; mean ± sd over "
+                    "seeds. Learning rates were chosen on a fifth of the training samples."),
+      student_table(runs, rhos, "Training loss per sample", "train loss", "{:.4f}", false,
+                    "Without the penalty."),
+      student_table(runs, rhos, "R² on new samples", "test R2", "{:.3f}", false,
+                    "1 would be exact, 0 the mean."),
+      student_table(runs, rhos, "Seconds of training", "seconds", "{:.2f}", true,
+                    "The chosen rate alone, without evaluation."),
+      time_table(shown, rhos.back())};
+  for (const auto& plot : kPlots) tables.push_back(curve_table(shown, rhos.back(), plot));
+  append(tables, {certificate_table(runs, rhos), token_table(runs, rhos),
+                  map_table(shown, rhos.back()), path_table(paths)});
+  return {tables, {importance_map(paths.front())}};
 }
 
 }  // namespace
 
 Experiment student_teacher() {
-  return {.paper = kPaper,
-          .name = "student_teacher",
-          .title = "Students of a frozen attention layer",
-          .claim =
-              "On frozen features of a Transformer, the convex student converges faster and has "
-              "lower training and test error than softmax attention, whose maps are near uniform "
-              "while convex ones are sparse over tokens; checked here with a random teacher: "
-              "losses, certified gaps against time, and maps.",
-          .limits =
-              "anything about BERT: the teacher is random and synthetic. Softmax attention has "
-              "another regulariser, so that only data loss and test error compare. Times are of "
-              "these programs on this machine.",
-          .times = {"5 s", "10 min", "hours"},
-          .settings = settings,
-          .run = run};
+  return {
+      .paper = kPaper,
+      .name = "student_teacher",
+      .title = "Students of a frozen attention layer",
+      .claim =
+          "On frozen features of a Transformer, the convex student converges faster and has "
+          "lower training and test error than softmax attention, whose maps are near uniform "
+          "while convex ones are sparse over tokens; checked here with a random teacher, a "
+          "trained one, or features from files: losses, certified gaps against time, and maps.",
+      .limits =
+          "anything about BERT, unless its features come from files: the other teachers are "
+          "synthetic. Softmax attention has another regulariser, so that only data loss and "
+          "test error compare. Times are of these programs on this machine.",
+      .times = {"5 s", "20 min", "hours"},
+      .settings = settings,
+      .choices = {{"teacher", {"random", "trained", "file"}}, {"features", {}}, {"targets", {}}},
+      .run = run};
 }
 
 }  // namespace kktorch::convex

@@ -82,7 +82,7 @@ def problem(shape: str, loss: str):
     Y = torch.ops.kktorch.convex_predict(X, Z) + draw(N, c)
     if loss == "cross_entropy":
         Y = Y.argmax(1)
-    gates = convex.sample_gates(X, P, 1).pattern if P > 1 else None
+    gates = convex.sample_gates(X, P, seed=1).pattern if P > 1 else None
     return X, Y, gates
 
 

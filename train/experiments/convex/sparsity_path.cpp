@@ -84,7 +84,7 @@ json point_of(const Data& data, const ConvexResult& r) {
   int64_t found = 0;
   for (const int64_t k : data.planted) found += active[k].item<bool>();
   const auto count = active.sum().item<int64_t>();
-  const auto tokens = size.sum({0, 1});
+  const auto tokens = size.sum(0).sum(0);
   std::vector<double> planted;
   auto others = tokens.clone();
   for (const int64_t k : data.planted) {

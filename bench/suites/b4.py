@@ -7,12 +7,12 @@ Newton steps, screening and the single read, in PyTorch. celer and skglm solve o
 half squared error is a problem for each of them, which they get one after another; they have no
 cross-entropy with groups. cvxpy includes the compilation of the problem, on the smallest shape.
 
-Targets that are missed: at 1000 x 29 x 12 the times of kktorch scatter by a factor of four within a
-run, while those of eager FISTA do not, and its compiled form wins some rows. Alone in a process,
-on the same machine, kktorch takes 8 ms, 11 ms and 11 ms at half squared error, eager FISTA 21 ms,
-26 ms and 33 ms, and with entropy 37 ms to 96 ms against 125 ms to 282 ms; what disturbs it beside
-the other contenders is not found. Rows of entropy, and 5000 x 128 x 64,
-where features do not fit the cache, are not in the table yet. scnn is not a peer: its groups span all features, not a token's.
+Targets that are missed: at 1000 x 29 x 12 without gates compiled eager FISTA is faster, and at two
+of the three gaps eager FISTA is. kktorch takes 28 ms to 44 ms there, but 8 ms to 11 ms in a process
+of its own with eager FISTA, which then takes 21 ms to 33 ms (medians of few repetitions); why it is
+slower beside the other contenders is not known. In that process, with entropy, it takes 37 ms to
+96 ms against 125 ms to 282 ms. Rows of entropy, and 5000 x 128 x 64, where features do not fit the
+cache, are not in the table yet. scnn is not a peer: its groups span all features, not a token's.
 """
 
 import functools

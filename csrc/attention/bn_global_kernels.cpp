@@ -14,6 +14,30 @@ A weight_of(const A* weight, int64_t j) {
   return weight ? weight[j] : A{1};
 }
 
+/// Keys whose sum is formed before the sum over the block takes it: rounding errors of long sums
+/// would grow with the root of their length, and those of the mean reach the gradient of beta
+/// whole.
+constexpr int64_t kChain = 32;
+
+/// sums[d] += sum over the valid keys of the block of term(w, d, k_d). scratch: [2 D].
+template <typename T, typename A = acc_t<T>, typename Term>
+void add_over_keys(const Keys<T>& keys, Block block, A* __restrict sums, A* scratch,
+                   const Term& term) {
+  const int64_t D = keys.D;
+  A* __restrict part = scratch + D;
+  for (int64_t begin = block.begin; begin < block.end; begin += kChain) {
+    std::fill_n(part, D, A{0});
+    for (int64_t j = begin; j < std::min(begin + kChain, block.end); ++j) {
+      prefetch_behind(keys.rows, j, D);
+      const A w = weight_of(keys.weight, j);
+      if (!(w > 0)) continue;
+      const A* __restrict k = load_row(keys.rows[j], D, scratch);
+      for (int64_t d = 0; d < D; ++d) part[d] += term(w, d, k[d]);
+    }
+    for (int64_t d = 0; d < D; ++d) sums[d] += part[d];
+  }
+}
+
 template <typename T, typename A = acc_t<T>>
 void moments(const Keys<T>& keys, Block block, const A* __restrict shift, A* block_moments,
              A* scratch) {
@@ -22,26 +46,17 @@ void moments(const Keys<T>& keys, Block block, const A* __restrict shift, A* blo
   std::fill_n(mean, D, A{0});
   std::fill_n(m2, D, A{0});
   A n = 0;
-  for (int64_t j = block.begin; j < block.end; ++j) {
-    const A w = weight_of(keys.weight, j);
-    prefetch_behind(keys.rows, j, D);
-    if (!(w > 0)) continue;
-    const A* __restrict k = load_row(keys.rows[j], D, scratch);
-    n += w;
-    for (int64_t d = 0; d < D; ++d) mean[d] += w * (k[d] - shift[d]);
-  }
+  for (int64_t j = block.begin; j < block.end; ++j)
+    if (const A w = weight_of(keys.weight, j); w > 0) n += w;
   block_moments[0] = n;
   if (!(n > 0)) return;
+  add_over_keys(keys, block, mean, scratch,
+                [=](A w, int64_t d, A k) { return w * (k - shift[d]); });
   for (int64_t d = 0; d < D; ++d) mean[d] /= n;
-  for (int64_t j = block.begin; j < block.end; ++j) {
-    const A w = weight_of(keys.weight, j);
-    if (!(w > 0)) continue;
-    const A* __restrict k = load_row(keys.rows[j], D, scratch);
-    for (int64_t d = 0; d < D; ++d) {
-      const A c = (k[d] - shift[d]) - mean[d];
-      m2[d] += w * c * c;
-    }
-  }
+  add_over_keys(keys, block, m2, scratch, [=](A w, int64_t d, A k) {
+    const A c = (k - shift[d]) - mean[d];
+    return w * c * c;
+  });
 }
 
 template <typename T, typename A = acc_t<T>>

@@ -1,6 +1,5 @@
 #include "ops/convex_solver.h"
 
-#include <ATen/Parallel.h>
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/one_hot.h>
@@ -20,12 +19,7 @@ namespace {
 
 using at::Tensor;
 using csrc::PenaltyKind;
-
-void run_parallel(int64_t units, const std::function<void(int64_t)>& task) {
-  at::parallel_for(0, units, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t u = begin; u < end; ++u) task(u);
-  });
-}
+using detail::run_parallel;
 
 PenaltyKind penalty_of(std::string_view function, const std::string& name) {
   if (name == "group") return PenaltyKind::kGroup;
@@ -55,10 +49,7 @@ struct Prepared {
     if (gate.defined()) data.gate = gate.const_data_ptr<uint8_t>();
     data.loss = loss;
     data.penalty = penalty;
-    if (Y.is_floating_point())
-      data.targets.values = Y.const_data_ptr<T>();
-    else
-      data.targets.ids = Y.const_data_ptr<int64_t>();
+    data.targets = detail::targets_of<T>(Y);
     return data;
   }
 

@@ -59,13 +59,10 @@ class Problem {
   /// A_il = sum_j g_ij (w1_j' X_i w2_j) w3_jl, [N, c].
   Tensor predictions(const Heads& heads) const {
     if (is_wide(heads)) return convex_predict(X, heads_to_z(heads, P), gate_or_none());
-    return gated(Phi.matmul(outer(heads).t()), heads).matmul(heads.w3);
+    return scores(heads).matmul(heads.w3);
   }
 
-  csrc::Targets<double> targets() const {
-    if (Y.is_floating_point()) return {Y.const_data_ptr<double>(), nullptr};
-    return {nullptr, Y.const_data_ptr<int64_t>()};
-  }
+  csrc::Targets<double> targets() const { return detail::targets_of<double>(Y); }
   double loss_of(const Tensor& A) const {
     return csrc::loss_of_rows(loss, A.contiguous().const_data_ptr<double>(), targets(), 0,
                               A.size(0), c);
@@ -85,27 +82,30 @@ class Problem {
     return loss_of(predictions(heads)) + penalty_of(heads);
   }
 
-  /// What gradients are made of, from R = dL/dA.
+  /// What gradients are made of, from R = dL/dA; those that are wanted.
   struct Sums {
     Tensor C;   ///< sum_i g_ij (R w3')_ij X_i, [h, n, d]: dw1_j = C_j w2_j, dw2_j = C_j' w1_j
     Tensor w3;  ///< sum_i g_ij (w1_j' X_i w2_j) R_il, [h, c]
   };
-  Sums sums(const Tensor& R, const Heads& heads) const {
+  Sums sums(const Tensor& R, const Heads& heads, bool C = true, bool w3 = true) const {
+    Sums sums;
     if (!is_wide(heads)) {
-      const auto S = gated(Phi.matmul(outer(heads).t()), heads);
-      const auto dS = gated(R.matmul(heads.w3.t()), heads);
-      return {dS.t().matmul(Phi).view({-1, n, d}), S.t().matmul(R)};
+      if (C) sums.C = gated(R.matmul(heads.w3.t()), heads).t().matmul(Phi).view({-1, n, d});
+      if (w3) sums.w3 = scores(heads).t().matmul(R);
+      return sums;
     }
     const auto h = heads.w1.size(0);
-    Sums sums = {at::empty({h, n * d}, X.options()), at::empty({h, c}, X.options())};
     const auto own = outer(heads);
+    if (C) sums.C = at::empty({h, n * d}, X.options());
+    if (w3) sums.w3 = at::empty({h, c}, X.options());
     for (int64_t p = 0; p < P; ++p) {
       const auto G = (gate.defined() ? R * gate.select(1, p).unsqueeze(1) : R).t().matmul(Phi);
       const auto rows = heads.gate_id.eq(p).nonzero().squeeze(1);
-      sums.C.index_copy_(0, rows, heads.w3.index_select(0, rows).matmul(G));
-      sums.w3.index_copy_(0, rows, own.index_select(0, rows).matmul(G.t()));
+      if (C) sums.C.index_copy_(0, rows, heads.w3.index_select(0, rows).matmul(G));
+      if (w3) sums.w3.index_copy_(0, rows, own.index_select(0, rows).matmul(G.t()));
     }
-    return {sums.C.view({h, n, d}), sums.w3};
+    if (C) sums.C = sums.C.view({h, n, d});
+    return sums;
   }
 
   Tensor X, Y, gate, Phi;
@@ -120,6 +120,8 @@ class Problem {
   Tensor outer(const Heads& heads) const {
     return (heads.w1.unsqueeze(2) * heads.w2.unsqueeze(1)).flatten(1);
   }
+  /// S_ij = g_ij w1_j' X_i w2_j, [N, h].
+  Tensor scores(const Heads& heads) const { return gated(Phi.matmul(outer(heads).t()), heads); }
   Tensor gated(const Tensor& S, const Heads& heads) const {
     return gate.defined() ? S * gate.index_select(1, heads.gate_id) : S;
   }
@@ -169,7 +171,7 @@ class Palm : public Optimiser {
   static constexpr int64_t kBalance = 50, kStall = 50;
 
   Tensor gradient(const Heads& heads, const Tensor& R, int block) const {
-    const auto sums = problem_.sums(R, heads);
+    const auto sums = problem_.sums(R, heads, block != 2, block == 2);
     if (block == 2) return sums.w3;
     return block == 0 ? grad_w1(sums.C, heads) : grad_w2(sums.C, heads);
   }

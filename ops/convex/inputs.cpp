@@ -46,6 +46,12 @@ bool is_finite(const Tensor& t) {
 
 }  // namespace
 
+void run_parallel(int64_t units, const std::function<void(int64_t)>& task) {
+  at::parallel_for(0, units, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t u = begin; u < end; ++u) task(u);
+  });
+}
+
 void check_finite(std::string_view function, const char* name, const Tensor& t) {
   if (is_finite(t)) return;
   const auto index = first_of(t.isfinite().logical_not());

@@ -3,6 +3,7 @@
 // but got <values>".
 #include <ATen/core/Tensor.h>
 
+#include <functional>
 #include <optional>
 #include <string_view>
 
@@ -28,6 +29,16 @@ void check_beta(std::string_view function, double beta);
 
 /// The first entry that is not finite is named.
 void check_finite(std::string_view function, const char* name, const at::Tensor& t);
+
+/// Checked targets as the loss reads them: values of type T, or class ids.
+template <typename T>
+csrc::Targets<T> targets_of(const at::Tensor& Y) {
+  if (Y.is_floating_point()) return {Y.const_data_ptr<T>(), nullptr};
+  return {nullptr, Y.const_data_ptr<int64_t>()};
+}
+
+/// task(0) ... task(units - 1), spread over the threads of LibTorch.
+void run_parallel(int64_t units, const std::function<void(int64_t)>& task);
 
 /// Number of outputs of the targets: classes for ids.
 int64_t outputs_of(const at::Tensor& Y, int64_t classes);

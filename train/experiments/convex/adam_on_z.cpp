@@ -1,6 +1,5 @@
 #include "train/experiments/convex/adam_on_z.h"
 
-#include <ATen/Parallel.h>
 #include <torch/torch.h>
 
 #include <cmath>
@@ -17,12 +16,6 @@ namespace {
 
 using at::Tensor;
 
-void run_parallel(int64_t units, const std::function<void(int64_t)>& task) {
-  at::parallel_for(0, units, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t u = begin; u < end; ++u) task(u);
-  });
-}
-
 /// The data term and its gradient at Z, in one read of the samples.
 class DataTerm {
  public:
@@ -37,7 +30,7 @@ class DataTerm {
         n_(X.size(1)),
         d_(is_ids_ ? options.num_values : X.size(2)),
         R_(torch::empty({X.size(0), c_}, at::kDouble)),
-        design_(samples(), run_parallel) {}
+        design_(samples(), detail::run_parallel) {}
 
   std::vector<int64_t> shape() const { return {P_, c_, n_, d_}; }
 
@@ -66,10 +59,7 @@ class DataTerm {
     if (gate_.defined()) samples.gate = gate_.const_data_ptr<uint8_t>();
     return samples;
   }
-  csrc::Targets<double> targets() const {
-    if (Y_.is_floating_point()) return {Y_.const_data_ptr<double>(), nullptr};
-    return {nullptr, Y_.const_data_ptr<int64_t>()};
-  }
+  csrc::Targets<double> targets() const { return detail::targets_of<double>(Y_); }
 
   csrc::Loss loss_;
   bool is_ids_;

@@ -57,7 +57,7 @@ class PooledHead {
     if (all.padding.defined() || (all.count_weighting && is_pooled_))
       problem_.weight = weight_ = scratch.take<A>(N);
     moments_ = scratch.take<A>(KeyMeasurement<T>::moments_size(N, tokens.D));
-    row_ = scratch.take<A>(3 * std::max(tokens.D, tokens.Dv));
+    row_ = scratch.take<A>(2 * std::max(tokens.D, tokens.Dv));
   }
 
   const csrc::CoreProblem<T>& problem() const { return problem_; }

@@ -244,12 +244,8 @@ class Run {
 
   void write(const nlohmann::ordered_json& results, const std::vector<Tensor>& solutions,
              const std::optional<Gates>& gates) {
-    c10::impl::GenericDict arrays(c10::StringType::get(), c10::TensorType::get());
-    arrays.insert("Z", torch::stack(solutions));
-    if (gates) {
-      arrays.insert("u1", gates->u1);
-      arrays.insert("u2", gates->u2);
-    }
+    std::map<std::string, Tensor> arrays = {{"Z", torch::stack(solutions)}};
+    if (gates) arrays.insert({{"u1", gates->u1}, {"u2", gates->u2}});
     write_file(args_.folder / "solutions.pt", torch_save_bytes(arrays));
     const nlohmann::ordered_json result = {{"threads", at::get_num_threads()},
                                            {"solutions", results}};

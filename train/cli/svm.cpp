@@ -96,10 +96,8 @@ std::string as_text(const nlohmann::ordered_json& value) {
 }
 
 void write_solution(const std::filesystem::path& file, const SvmSolution& s) {
-  c10::impl::GenericDict arrays(c10::StringType::get(), c10::TensorType::get());
-  arrays.insert("w", s.w.defined() ? s.w : at::empty({0}, at::kDouble));
-  arrays.insert("lam", s.lam);
-  arrays.insert("nu", s.nu);
+  const std::map<std::string, at::Tensor> arrays = {
+      {"w", s.w.defined() ? s.w : at::empty({0}, at::kDouble)}, {"lam", s.lam}, {"nu", s.nu}};
   write_file(file, torch_save_bytes(arrays));
 }
 

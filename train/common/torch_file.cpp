@@ -28,4 +28,10 @@ std::string torch_save_bytes(const c10::IValue& value) {
   return file;
 }
 
+std::string torch_save_bytes(const std::map<std::string, at::Tensor>& tensors) {
+  c10::impl::GenericDict dict(c10::StringType::get(), c10::TensorType::get());
+  for (const auto& [name, tensor] : tensors) dict.insert(name, tensor);
+  return torch_save_bytes(c10::IValue(dict));
+}
+
 }  // namespace kktorch

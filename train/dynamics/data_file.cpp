@@ -30,13 +30,13 @@ std::string shape_text(const at::Tensor& t) {
 }  // namespace
 
 void save_data(const std::filesystem::path& file, const Data& data, uint64_t seed) {
-  c10::impl::GenericDict arrays(c10::StringType::get(), c10::TensorType::get());
-  arrays.insert("X", data.X.contiguous());
-  arrays.insert("y", data.y.contiguous());
-  if (data.relevant.defined()) arrays.insert("relevant", data.relevant.contiguous());
-  arrays.insert("R", torch::tensor(data.R, torch::kDouble));
-  arrays.insert("seed", torch::tensor(static_cast<int64_t>(seed)));
-  arrays.insert("hash", torch::tensor(static_cast<int64_t>(hash_of(data))));
+  std::map<std::string, at::Tensor> arrays = {
+      {"X", data.X.contiguous()},
+      {"y", data.y.contiguous()},
+      {"R", torch::tensor(data.R, torch::kDouble)},
+      {"seed", torch::tensor(static_cast<int64_t>(seed))},
+      {"hash", torch::tensor(static_cast<int64_t>(hash_of(data)))}};
+  if (data.relevant.defined()) arrays["relevant"] = data.relevant.contiguous();
   write_file(file, torch_save_bytes(arrays));
 }
 

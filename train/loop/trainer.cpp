@@ -4,22 +4,16 @@
 #include <ATen/ops/cat.h>
 #include <ATen/ops/cross_entropy_loss.h>
 
-#include <chrono>
 #include <cmath>
 #include <limits>
 
+#include "train/common/clock.h"
 #include "train/loop/seed_stream.h"
 
 namespace kktorch {
 namespace {
 
 constexpr int64_t kEvaluationBatch = 64;
-
-using Clock = std::chrono::steady_clock;
-
-double seconds_since(Clock::time_point start) {
-  return std::chrono::duration<double>(Clock::now() - start).count();
-}
 
 bool is_better(const Score& candidate, const Score& best) {
   return candidate.accuracy > best.accuracy ||

@@ -13,6 +13,7 @@
 #include <immintrin.h>
 #endif
 
+#include "csrc/common/row_convert.h"
 #include "csrc/common/types.h"
 
 namespace kktorch::csrc {
@@ -79,26 +80,14 @@ template <typename T>
 inline void store_converted(T* to, Vector<acc_t<T>> v) {
   if constexpr (std::is_same_v<T, acc_t<T>>) {
     store(to, v);
-  } else if constexpr (std::is_same_v<T, c10::BFloat16>) {
 #if defined(__AVX512BF16__)
+  } else if constexpr (std::is_same_v<T, c10::BFloat16>) {
     store(to, _mm512_cvtneps_pbh(v));
-#else
-    typedef uint16_t Halves __attribute__((vector_size(kVectorBytes / 2)));
-    typedef uint32_t Words __attribute__((vector_size(kVectorBytes)));
-    const auto bits = reinterpret_cast<Words>(v);
-    const auto rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
-    const auto is_number = reinterpret_cast<Words>(v == v);
-    store(to, __builtin_convertvector((rounded & is_number) | ((bits >> 16 | 0x40) & ~is_number),
-                                      Halves));
 #endif
   } else {
-#if defined(__AVX512F__)
-    store(to, _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT));
-#elif defined(__F16C__)
-    store(to, _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT));
-#else
-    for (int i = 0; i < kLanes<float>; ++i) to[i] = static_cast<T>(v[i]);
-#endif
+    acc_t<T> values[kLanes<acc_t<T>>];
+    store(values, v);
+    store_row(values, kLanes<acc_t<T>>, to);
   }
 }
 

@@ -14,13 +14,13 @@
 #include <torch/torch.h>
 
 #include <algorithm>
-#include <chrono>
 #include <cmath>
 #include <functional>
 
 #include "ops/convex_attention.h"
 #include "ops/convex_gates.h"
 #include "ops/convex_solver.h"
+#include "train/common/clock.h"
 #include "train/experiments/context.h"
 #include "train/experiments/convex/adam_on_z.h"
 #include "train/experiments/convex/experiments.h"
@@ -121,24 +121,12 @@ ConvexOptions options_of(const json& s, const Program& program) {
 /// Share of right answers in %; gates by their vectors, on these samples.
 double share_right(const Features& features, const Tensor& answers, const Tensor& Z,
                    const std::optional<Gates>& gates) {
-  constexpr int64_t kPart = 1024;
-  int64_t right = 0;
-  for (int64_t first = 0; first < answers.size(0); first += kPart) {
-    const auto X = features.dense.slice(0, first, first + kPart);
+  return accuracy(answers, [&](int64_t first, int64_t end) {
+    const auto X = features.dense.slice(0, first, end);
     std::optional<Tensor> open;
     if (gates) open = apply_gates(X, gates->u1, gates->u2);
-    right += convex_predict(X, Z, open)
-                 .argmax(1)
-                 .eq(answers.slice(0, first, first + kPart))
-                 .sum()
-                 .item<int64_t>();
-  }
-  return 100 * static_cast<double>(right) / static_cast<double>(answers.size(0));
-}
-
-using Clock = std::chrono::steady_clock;
-double seconds_since(Clock::time_point start) {
-  return std::chrono::duration<double>(Clock::now() - start).count();
+    return convex_predict(X, Z, open);
+  });
 }
 
 json point_of(const Program& program, const std::optional<Gates>& gates, double rho,

@@ -3,7 +3,6 @@
 #include <torch/torch.h>
 
 #include <algorithm>
-#include <chrono>
 #include <cmath>
 #include <functional>
 #include <vector>
@@ -11,6 +10,7 @@
 #include "ops/convex_attention.h"
 #include "ops/convex_solver.h"
 #include "ops/simplex_project.h"
+#include "train/common/clock.h"
 #include "train/experiments/context.h"
 #include "train/loop/seed_stream.h"
 
@@ -19,11 +19,6 @@ namespace {
 
 using at::Tensor;
 using nlohmann::json;
-
-using Clock = std::chrono::steady_clock;
-double seconds_since(Clock::time_point start) {
-  return std::chrono::duration<double>(Clock::now() - start).count();
-}
 
 /// One AdamW training: what differs between networks are `loss` of a batch and `evaluate`.
 struct Training {
@@ -76,17 +71,6 @@ json run_training(const json& s, Training training, uint64_t seed) {
     paused += seconds_since(stopped);
   }
   return {{"log", log}, {"seconds", seconds_since(start) - paused}};
-}
-
-/// Share of right answers in %, `logits` called on parts of the rows.
-double accuracy(const Tensor& answers, const std::function<Tensor(int64_t, int64_t)>& logits) {
-  constexpr int64_t kPart = 4096;
-  int64_t right = 0;
-  for (int64_t first = 0; first < answers.size(0); first += kPart) {
-    const int64_t end = std::min(first + kPart, answers.size(0));
-    right += logits(first, end).argmax(1).eq(answers.slice(0, first, end)).sum().item<int64_t>();
-  }
-  return 100 * static_cast<double>(right) / static_cast<double>(answers.size(0));
 }
 
 // ---- A ----

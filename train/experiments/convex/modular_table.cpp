@@ -2,6 +2,7 @@
 
 #include <torch/torch.h>
 
+#include <algorithm>
 #include <cmath>
 #include <vector>
 
@@ -35,6 +36,17 @@ Split split_of(int64_t p, double fraction, uint64_t seed) {
 
 at::Tensor one_hot(const Equations& e, int64_t p) {
   return torch::one_hot(e.pairs, p).to(torch::kDouble);
+}
+
+double accuracy(const at::Tensor& answers,
+                const std::function<at::Tensor(int64_t, int64_t)>& logits) {
+  constexpr int64_t kPart = 1024;
+  int64_t right = 0;
+  for (int64_t first = 0; first < answers.size(0); first += kPart) {
+    const int64_t end = std::min(first + kPart, answers.size(0));
+    right += logits(first, end).argmax(1).eq(answers.slice(0, first, end)).sum().item<int64_t>();
+  }
+  return 100 * static_cast<double>(right) / static_cast<double>(answers.size(0));
 }
 
 }  // namespace kktorch::convex

@@ -3,6 +3,7 @@
 #include <ATen/core/Tensor.h>
 
 #include <cstdint>
+#include <functional>
 
 namespace kktorch::convex {
 
@@ -22,5 +23,9 @@ Split split_of(int64_t prime, double fraction, uint64_t seed);
 
 /// float64 [N, 2, p].
 at::Tensor one_hot(const Equations& equations, int64_t prime);
+
+/// Share of right answers in %; `logits(first, end)` is called on parts of the rows.
+double accuracy(const at::Tensor& answers,
+                const std::function<at::Tensor(int64_t first, int64_t end)>& logits);
 
 }  // namespace kktorch::convex

@@ -12,7 +12,6 @@
 #include <algorithm>
 #include <cmath>
 #include <functional>
-#include <map>
 #include <optional>
 
 #include "ops/convex_attention.h"
@@ -21,6 +20,7 @@
 #include "train/experiments/convex/experiments.h"
 #include "train/experiments/convex/student_data.h"
 #include "train/experiments/convex/students.h"
+#include "train/experiments/per_seed.h"
 
 namespace kktorch::convex {
 namespace {
@@ -103,11 +103,7 @@ json compare(const json& s, const StudentData& data, uint64_t seed, double rho) 
   const double lip = convex.at("lip").get<double>() > 0 ? convex.at("lip").get<double>() : 1;
   add([&](const Lesson& own, double rate) { return adam_student(own, rate, lip); });
   json result = {{"students", students}, {"beta", lesson.beta}, {"tokens", data.X.size(1)}};
-  if (data.map.defined()) {
-    const auto map = data.map.contiguous();
-    result["teacher map"] = std::vector<double>(map.const_data_ptr<double>(),
-                                                map.const_data_ptr<double>() + map.numel());
-  }
+  if (data.map.defined()) result["teacher map"] = values_of(data.map);
   if (data.accuracy) result["teacher accuracy"] = *data.accuracy;
   return result;
 }
@@ -121,22 +117,14 @@ json follow_path(const json& s, const StudentData& data) {
   ConvexOptions options;
   options.tol_rel = s.at("tolerance");
   json path = json::array();
-  const auto loss = [](const at::Tensor& A, const at::Tensor& Y) {
-    return (A - Y).square().sum().item<double>() / 2 / static_cast<double>(Y.size(0));
-  };
   size_t k = 0;
   for (const auto& r : solve_path(data.X, data.Y, rhos, options)) {
-    const auto size = r.Z.norm(2, {-1});
-    const auto share = (size.sum(0).sum(0) / size.sum().clamp_min(1e-300)).contiguous();
-    path.push_back(
-        {{"rho", rhos[k++]},
-         {"active tokens", size.gt(0).flatten(0, 1).any(0).sum().item<int64_t>()},
-         {"active groups", size.gt(0).sum().item<int64_t>()},
-         {"train loss", loss(convex_predict(data.X, r.Z), data.Y)},
-         {"test loss", loss(convex_predict(data.test_X, r.Z), data.test_Y)},
-         {"gap", r.gap / r.F},
-         {"importance", std::vector<double>(share.const_data_ptr<double>(),
-                                            share.const_data_ptr<double>() + share.numel())}});
+    auto point = tokens_of(r.Z);
+    point["rho"] = rhos[k++];
+    point["train loss"] = loss_per_sample(convex_predict(data.X, r.Z), data.Y);
+    point["test loss"] = loss_per_sample(convex_predict(data.test_X, r.Z), data.test_Y);
+    point["gap"] = r.gap / r.F;
+    path.push_back(point);
   }
   return {{"path", path}};
 }
@@ -387,7 +375,7 @@ ResultTable path_table(const std::vector<json>& paths) {
 /// Importance of the tokens along the penalty, of the first seed.
 MapGrid importance_map(const json& path) {
   MapMatrix shares;
-  for (const auto& point : path.at("path")) shares.push_back(point.at("importance"));
+  for (const auto& point : path.at("path")) shares.push_back(point.at("map"));
   return {.title = "Importance of the tokens along the certified path",
           .down = "point, ρ falls",
           .across = "token",
@@ -402,23 +390,19 @@ MapGrid importance_map(const json& path) {
 Findings run(Context& context) {
   const json s = context.settings();
   const std::vector<double> rhos = s.at("rhos");
-  std::map<uint64_t, StudentData> known;
-  const auto data_of = [&](uint64_t seed) -> const StudentData& {
-    if (!known.contains(seed)) known[seed] = student_data(s, seed);
-    return known[seed];
-  };
+  PerSeed<StudentData> data([&](uint64_t seed) { return student_data(s, seed); });
   Runs runs;
   for (const double rho : rhos) {
     runs.emplace_back();
     for (const auto seed : context.seeds())
       runs.back().push_back(
           context.part(fmt::format("rho{:g}-seed{}", rho, seed),
-                       [&](const auto&) { return compare(s, data_of(seed), seed, rho); }));
+                       [&](const auto&) { return compare(s, data.at(seed), seed, rho); }));
   }
   std::vector<json> paths;
   for (const auto seed : context.seeds())
     paths.push_back(context.part(fmt::format("path-seed{}", seed),
-                                 [&](const auto&) { return follow_path(s, data_of(seed)); }));
+                                 [&](const auto&) { return follow_path(s, data.at(seed)); }));
   const json& shown = runs.back().front();
   std::vector<ResultTable> tables = {
       student_table(runs, rhos, "Test loss per sample", "test loss", "{:.4f}", false,

@@ -2,7 +2,6 @@
 
 #include <torch/torch.h>
 
-#include <chrono>
 #include <cmath>
 #include <functional>
 #include <string>
@@ -12,6 +11,7 @@
 #include "ops/convex_attention.h"
 #include "ops/convex_solver.h"
 #include "ops/convex_training.h"
+#include "train/common/clock.h"
 #include "train/experiments/context.h"
 #include "train/experiments/convex/adam_on_z.h"
 #include "train/experiments/logged_steps.h"
@@ -26,19 +26,11 @@ using nlohmann::json;
 double half_loss(const Tensor& A, const Tensor& Y) {
   return (A - Y).square().sum().item<double>() / 2;
 }
-double loss_per_sample(const Tensor& A, const Tensor& Y) {
-  return half_loss(A, Y) / static_cast<double>(Y.size(0));
-}
 
 /// Loss per sample and explained share.
 json error_of(const Tensor& A, const Tensor& Y, const std::string& part) {
   const double none = half_loss(torch::zeros_like(Y), Y);
   return {{part + " loss", loss_per_sample(A, Y)}, {part + " R2", 1 - half_loss(A, Y) / none}};
-}
-
-std::vector<double> values_of(const Tensor& t) {
-  const auto dense = t.to(at::kDouble).contiguous();
-  return {dense.const_data_ptr<double>(), dense.const_data_ptr<double>() + dense.numel()};
 }
 
 /// Losses along a training, at a logarithmic number of its steps; the clock stands while they are
@@ -61,12 +53,10 @@ class Curve {
     start_ += Clock::now() - stopped;
   }
 
-  double seconds() const { return std::chrono::duration<double>(Clock::now() - start_).count(); }
+  double seconds() const { return seconds_since(start_); }
   const json& points() const { return points_; }
 
  private:
-  using Clock = std::chrono::steady_clock;
-
   const StudentData& data_;
   bool is_followed_;
   Clock::time_point start_ = Clock::now();
@@ -83,15 +73,9 @@ bool is_shown(int64_t iteration, int64_t last) {
 /// What the students of the convex objective report.
 json effective_student(const Lesson& lesson, const Tensor& Z, double objective, double bound,
                        double seconds, const json& curve) {
-  const auto size = Z.norm(2, {-1});
-  const auto share = size.sum(0).sum(0) / size.sum().clamp_min(1e-300);
-  json result = {{"seconds", seconds},
-                 {"curve", curve},
-                 {"objective", objective},
-                 {"bound", bound},
-                 {"active groups", size.gt(0).sum().item<int64_t>()},
-                 {"active tokens", size.gt(0).flatten(0, 1).any(0).sum().item<int64_t>()},
-                 {"map", values_of(share)}};
+  auto result = tokens_of(Z);
+  result.update(
+      {{"seconds", seconds}, {"curve", curve}, {"objective", objective}, {"bound", bound}});
   const auto& data = lesson.data;
   result.update(error_of(convex_predict(data.X, Z), data.Y, "train"));
   result.update(error_of(convex_predict(data.test_X, Z), data.test_Y, "test"));
@@ -99,6 +83,23 @@ json effective_student(const Lesson& lesson, const Tensor& Z, double objective, 
 }
 
 }  // namespace
+
+double loss_per_sample(const Tensor& A, const Tensor& Y) {
+  return half_loss(A, Y) / static_cast<double>(Y.size(0));
+}
+
+std::vector<double> values_of(const Tensor& t) {
+  const auto dense = t.to(at::kDouble).contiguous();
+  return {dense.const_data_ptr<double>(), dense.const_data_ptr<double>() + dense.numel()};
+}
+
+json tokens_of(const Tensor& Z) {
+  const auto size = Z.norm(2, {-1});
+  const auto share = size.sum(0).sum(0) / size.sum().clamp_min(1e-300);
+  return {{"active groups", size.gt(0).sum().item<int64_t>()},
+          {"active tokens", size.gt(0).flatten(0, 1).any(0).sum().item<int64_t>()},
+          {"map", values_of(share)}};
+}
 
 json softmax_student(const Lesson& lesson, double rate, bool decay_qk) {
   const auto& [s, data, beta, seed, is_followed] = lesson;

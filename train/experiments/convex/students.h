@@ -1,6 +1,7 @@
 #pragma once
 // The students of student_teacher, each trained on the same data and reported in the same form.
 #include <nlohmann/json.hpp>
+#include <vector>
 
 #include "train/experiments/convex/student_data.h"
 
@@ -32,5 +33,14 @@ nlohmann::json convex_student(const Lesson& lesson);
 
 /// The convex program by full-batch Adam on Z; its zeros come from one proximal step at the end.
 nlohmann::json adam_student(const Lesson& lesson, double rate, double lip);
+
+/// Half squared error.
+double loss_per_sample(const at::Tensor& A, const at::Tensor& Y);
+
+/// {"active groups", "active tokens", "map": [n] shares of the tokens in the sum of norms} of Z.
+nlohmann::json tokens_of(const at::Tensor& Z);
+
+/// All numbers of a tensor.
+std::vector<double> values_of(const at::Tensor& t);
 
 }  // namespace kktorch::convex

@@ -288,7 +288,7 @@ std::vector<ResultTable> sweep_heads(Context& context, const std::string& label,
   const json s = context.settings();
   std::vector<ResultTable> tables;
   for (const bool scaled : {false, true}) {
-    const std::string rule = scaled ? "step growing like sqrt(H)" : "constant step";
+    const auto title = label + (scaled ? ", step growing like sqrt(H)" : ", constant step");
     const auto sweep =
         run_sweep(context, label + (scaled ? "-scaled-H" : "-constant-H"), numbers(s.at("H")),
                   [&](double H, uint64_t seed, const auto& folder) {
@@ -303,13 +303,13 @@ std::vector<ResultTable> sweep_heads(Context& context, const std::string& label,
                                  context, folder)
                         .summary;
                   });
-    append(tables, sweep_tables(sweep, label + ", " + rule, "heads H", "value at the last step",
+    append(tables, sweep_tables(sweep, title, "heads H", "value at the last step",
                                 {{"train_loss", "training loss", ""},
                                  {"test_loss", "test loss", ""},
                                  {"dist", "||theta - theta_0||", ""},
                                  {"kappa", "kappa", "-1/2 at fixed ||theta||"}}));
     tables.push_back(
-        mean_table(sweep, label + ", " + rule + ": errors and bounds", "heads H",
+        mean_table(sweep, title + ": errors and bounds", "heads H",
                    {{"train_err", "training error"},
                     {"test_err", "test error"},
                     {"grad_over_loss", "||grad L|| / L"},
@@ -320,7 +320,6 @@ std::vector<ResultTable> sweep_heads(Context& context, const std::string& label,
                     {"violations", "violated invariants"},
                     {"increases", "steps that raised the loss"},
                     {"diverged", "diverged"}}));
-    const auto title = label + ", " + rule;
     append(tables, curve_tables(sweep, title, "heads H",
                                 {{"train_loss", "training loss"},
                                  {"gap", "test loss - training loss", false},

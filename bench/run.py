@@ -53,6 +53,7 @@ def main(argv: list[str] | None = None) -> int:
         (path.parent, json.loads(path.read_text()))
         for path in sorted(root.glob(f"*/{suite.NAME}.json"))
     ]
+    everywhere.sort(key=lambda result: -len(result[1]["cases"]))  # the fullest table first
     document = root / "benchmarks.md" if arguments.out else _BENCH.parent / "docs/benchmarks.md"
     page.update(document, suite, everywhere)
     print(f"wrote {store} and {document}")

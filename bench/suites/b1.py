@@ -8,7 +8,9 @@ shape reads. `literal` is the formula as it stands, with T x T probabilities. `f
 honest peer: the same function on the stock attention. `SDPA` is attention without BN, under the
 same mask; kktorch over it is the price of BN. These two run everywhere; the literal and the
 compiled peers for `std` only, and up to a length of 4096. The variants besides `std` run on three
-of the shapes.
+of the shapes. The table of tier avx512 is of a machine that has AVX512_BF16, which the variables
+`KKTORCH_CPU_CAPABILITY=avx512 ONEDNN_MAX_CPU_ISA=AVX512_CORE` keep both sides from: PyTorch's
+bfloat16 product, its ceiling, is then slower than that of float32.
 """
 
 import dataclasses

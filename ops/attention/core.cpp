@@ -21,9 +21,10 @@ namespace {
 using at::Tensor;
 using csrc::Block;
 
-constexpr int64_t kMinQueries = 48;     // of a task, if a head is cut: keys are packed for each
-constexpr int64_t kMinKeys = 96;        // likewise in backward, where queries are packed
-constexpr int64_t kBackwardTasks = 16;  // that backward cuts few heads into, on any machine
+constexpr int64_t kMinQueries = 48;  // of a task, if a head is cut: keys are packed for each
+constexpr int64_t kMinKeys = 96;     // likewise in backward, where queries are packed
+constexpr int64_t kPartKeys = 1024;  // of a part of the keys of few rows, in forward
+constexpr int64_t kTasks = 16;       // that little else can be cut into, on any machine
 
 /// The mask as the kernels read it: bool or acc, [B|1, H|1, M, N], columns contiguous.
 Tensor kernel_mask(const AttentionProblem& p) {
@@ -59,6 +60,14 @@ int64_t query_parts(const AttentionProblem& p) {
   return std::clamp<int64_t>(p.M() / kMinQueries, 1, threads / std::gcd(heads, threads));
 }
 
+/// Parts of the keys of every row, where rows are too few to keep the threads busy. Their sums are
+/// joined in order: the cut must not depend on the number of threads.
+int64_t forward_key_parts(const AttentionProblem& p) {
+  const int64_t tasks = p.B() * p.H() * ((p.M() + kMinQueries - 1) / kMinQueries);
+  return std::clamp<int64_t>(kTasks / std::max<int64_t>(1, tasks), 1,
+                             std::max<int64_t>(1, p.N() / kPartKeys));
+}
+
 template <typename T>
 void run_forward(const AttentionProblem& p, const Tensor& statistics, bool measure,
                  const Tensor& out, const Tensor& logsumexp) {
@@ -70,17 +79,34 @@ void run_forward(const AttentionProblem& p, const Tensor& statistics, bool measu
   const auto mask = kernel_mask(p);
   const auto problem = core_problem<T>(p, statistics, mask_rows<A>(mask));
   const csrc::CoreResult<T> result{mutable_head_rows<T>(out), mutable_head_rows<A>(logsumexp)};
-  const int64_t scratch_size = kernels.forward_scratch(problem), parts = query_parts(p);
+  const int64_t scratch_size = kernels.forward_scratch(problem);
+  const int64_t key_parts = forward_key_parts(p), row_size = p.Dv() + 2;
+  const int64_t parts = key_parts > 1 ? key_parts : query_parts(p);
+  const auto sums =
+      at::empty({p.B(), p.H(), key_parts > 1 ? key_parts : 0, p.M(), row_size}, p.beta.options());
+  const auto sums_of = [&](int64_t b, int64_t h) {
+    return sums.template mutable_data_ptr<A>() + (b * p.H() + h) * key_parts * p.M() * row_size;
+  };
   const auto attend = [&](int64_t u, int64_t block, A*) {
     const ThreadScratch scratch(scratch_size);
-    kernels.forward(problem, result, u / view.Hk, view.query_head(u, block / parts),
-                    part_of(block % parts, parts, p.M()), scratch.data());
+    const int64_t b = u / view.Hk, h = view.query_head(u, block / parts), part = block % parts;
+    if (key_parts == 1)
+      kernels.forward(problem, result, b, h, part_of(part, parts, p.M()), scratch.data());
+    else
+      kernels.forward_part(problem, b, h, {0, p.M()}, part_of(part, parts, p.N()),
+                           sums_of(b, h) + part * p.M() * row_size, scratch.data());
   };
   for_each_head<A>(
       view.heads(), work_of(p, view.G()), p.D(), [&](int64_t u) { measurement.begin(u); },
       measurement.blocks,
       [&](int64_t u, int64_t block, A* scratch) { measurement.block(u, block, scratch); },
       [&](int64_t u) { measurement.merge(u); }, view.G() * parts, attend);
+  if (key_parts == 1) return;
+  for_each<A>(p.B() * p.H(), key_parts * p.M() * row_size, 0, [&](int64_t i, A*) {
+    const ThreadScratch scratch(scratch_size);
+    const int64_t b = i / p.H(), h = i % p.H();
+    kernels.join_parts(problem, result, b, h, {0, p.M()}, sums_of(b, h), key_parts, scratch.data());
+  });
 }
 
 // ---- backward ----
@@ -89,7 +115,7 @@ void run_forward(const AttentionProblem& p, const Tensor& statistics, bool measu
 /// number of threads.
 int64_t key_parts(const AttentionProblem& p) {
   const int64_t heads = p.B() * p.Hk();
-  return std::clamp<int64_t>((kBackwardTasks + heads - 1) / heads, 1,
+  return std::clamp<int64_t>((kTasks + heads - 1) / heads, 1,
                              std::max<int64_t>(1, p.N() / kMinKeys));
 }
 

@@ -17,7 +17,7 @@ using torch::Tensor;
 
 class AttentionCore : public TierTest {};
 
-enum class Mask { kNone, kWeights, kBoolean, kFloat, kCausal };
+enum class Mask { kNone, kWeights, kBoolean, kFloat, kCausal, kEarlyCausal };
 
 struct Case {
   int64_t B, H, Hk, M, N, D, Dv;
@@ -25,12 +25,15 @@ struct Case {
 };
 
 // Single rows, odd sizes, sizes beyond the blocks of keys (256, 480) and of queries (64, 480), the
-// widest heads, grouped heads, many heads (tasks are heads) and one (tasks are parts of it).
+// widest heads, grouped heads, many heads (tasks are heads), one (tasks are parts of it), and few
+// queries of many keys (tasks are parts of the keys, some of which a causal row does not see).
 const Case kCases[] = {
     {1, 1, 1, 1, 1, 1, 1, Mask::kNone},         {1, 3, 3, 5, 7, 33, 3, Mask::kNone},
     {3, 4, 2, 6, 9, 8, 17, Mask::kWeights},     {1, 2, 1, 70, 130, 64, 64, Mask::kBoolean},
     {2, 4, 4, 97, 97, 31, 64, Mask::kCausal},   {1, 1, 1, 500, 601, 16, 40, Mask::kFloat},
-    {1, 1, 1, 130, 515, 20, 16, Mask::kCausal}, {1, 2, 2, 3, 1000, 256, 256, Mask::kWeights}};
+    {1, 1, 1, 130, 515, 20, 16, Mask::kCausal}, {1, 2, 2, 3, 1000, 256, 256, Mask::kWeights},
+    {1, 2, 1, 5, 4099, 20, 33, Mask::kFloat},   {2, 1, 1, 1, 2050, 8, 8, Mask::kWeights},
+    {1, 1, 1, 3, 3000, 16, 16, Mask::kBoolean}, {1, 1, 1, 90, 2600, 16, 24, Mask::kEarlyCausal}};
 
 AttentionProblem problem_of(const Case& c, at::ScalarType dtype) {
   const auto acc = at::toOpMathType(dtype);
@@ -49,7 +52,7 @@ AttentionProblem problem_of(const Case& c, at::ScalarType dtype) {
                      .use_std = true,
                      .plain = false,
                      .prefix = false,
-                     .is_causal = c.mask == Mask::kCausal,
+                     .is_causal = c.mask == Mask::kCausal || c.mask == Mask::kEarlyCausal,
                      .query_offset = 0};
   if (c.mask == Mask::kWeights) {
     p.key_weight = torch::rand({c.B, c.N}, acc) + 0.1;
@@ -62,6 +65,7 @@ AttentionProblem problem_of(const Case& c, at::ScalarType dtype) {
   }
   if (c.mask == Mask::kFloat) p.attn_mask = torch::randn({c.B, 1, c.M, c.N}, acc);
   if (c.mask == Mask::kCausal) p.query_offset = c.N - c.M;
+  if (c.mask == Mask::kEarlyCausal) p.query_offset = 5;  // no query sees the last keys
   return p;
 }
 
@@ -130,8 +134,10 @@ TEST_F(AttentionCore, DoesNotDependOnTheNumberOfThreads) {
 }
 
 TEST_F(AttentionCore, RowsThatSeeNoKeyAreZero) {
-  for (const auto dtype : {at::kFloat, at::kBFloat16}) {
-    const auto p = problem_of(kCases[3], dtype);  // row 1 sees nothing
+  const std::pair<int, at::ScalarType> cases[] = {
+      {3, at::kFloat}, {3, at::kBFloat16}, {10, at::kFloat}};
+  for (const auto& [i, dtype] : cases) {
+    const auto p = problem_of(kCases[i], dtype);  // row 1 sees nothing
     const auto result = core_backend().forward(p);
     EXPECT_EQ(largest(result.out.select(2, 1)), 0);
     EXPECT_TRUE(result.logsumexp.select(2, 1).isneginf().all().item<bool>());

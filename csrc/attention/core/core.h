@@ -81,6 +81,14 @@ struct CoreKernels {
                   Block queries, void* scratch);
   int64_t (*forward_scratch)(const CoreProblem<T>& problem);
 
+  /// The same rows over the keys `keys` alone: `sums` [rows, Dv + 2] are for `join_parts`.
+  void (*forward_part)(const CoreProblem<T>& problem, int64_t b, int64_t h, Block queries,
+                       Block keys, A* sums, void* scratch);
+  /// Results of the rows `queries` from their sums over all `parts` of the keys,
+  /// [parts, rows, Dv + 2].
+  void (*join_parts)(const CoreProblem<T>& problem, const CoreResult<T>& result, int64_t b,
+                     int64_t h, Block queries, const A* sums, int64_t parts, void* scratch);
+
   /// The share of the keys `keys` of key head hk of sample b: their gradients of v and c, and their
   /// summand of the gradient of q^, [G, M, D].
   void (*backward)(const CoreProblem<T>& problem, const CoreGradients<T>& gradients, int64_t b,

@@ -1,6 +1,9 @@
 #pragma once
 // Forward: for a chunk of queries, whose sums stay in L2, every block of keys is packed once; tiles
-// of queries then take it into an online softmax.
+// of queries then take it into an online softmax. Sums over parts of the keys are joined likewise:
+// with the largest score m_p of a row in part p and m = max m_p,
+//
+//     sum = sum_p 2^(m_p - m) sum_p,    out = sum_p 2^(m_p - m) out_p / sum
 #include "csrc/attention/core/scratch.h"
 #include "csrc/attention/core/softmax.h"
 
@@ -55,19 +58,63 @@ class ForwardPass {
   int64_t scratch_size() const { return size_; }
 
   void run(const CoreResult<T>& result, int64_t b, int64_t h, Block queries) {
+    for_each_row(b, h, queries, {0, p_.N},
+                 [&](int64_t i, int64_t row) { finish_row(result, i, row); });
+  }
+
+  /// sums: [rows, Dv + 2], the sums of the row over v and of its probabilities, its largest score.
+  void run_part(int64_t b, int64_t h, Block queries, Block keys, A* sums) {
+    const int64_t Dv = p_.Dv;
+    for_each_row(b, h, queries, keys, [&](int64_t i, int64_t row) {
+      A* to = sums + (i - queries.begin) * (Dv + 2);
+      if (rows_.sum[row] == 0)  // the row saw no key: its sums were never begun
+        std::fill_n(to, Dv, A(0));
+      else
+        std::copy_n(out_[row], Dv, to);
+      to[Dv] = rows_.sum[row], to[Dv + 1] = rows_.max[row];
+    });
+  }
+
+  /// sums: [parts, rows, Dv + 2], as run_part leaves them.
+  void join(const CoreResult<T>& result, int64_t b, int64_t h, Block queries, const A* sums,
+            int64_t parts) {
     b_ = b, h_ = h;
-    for (int64_t i = queries.begin; i < queries.end; i += kForwardQueries)
-      chunk(result, {i, std::min(i + kForwardQueries, queries.end)});
+    const int64_t Dv = p_.Dv, stride = (queries.end - queries.begin) * (Dv + 2);
+    for (int64_t i = queries.begin; i < queries.end; ++i, sums += Dv + 2) {
+      A &max = rows_.max[0] = -kInfinity<A>, &sum = rows_.sum[0] = 0;
+      for (int64_t k = 0; k < parts; ++k) max = std::max(max, sums[k * stride + Dv + 1]);
+      std::fill_n(out_[0], Dv, A(0));
+      for (int64_t k = 0; k < parts; ++k) {
+        const A* __restrict part = sums + k * stride;
+        if (part[Dv] == 0) continue;
+        const A factor = std::exp2((part[Dv + 1] - max) * unit_);
+        A* __restrict out = out_[0];
+        for (int64_t e = 0; e < Dv; ++e) out[e] += factor * part[e];
+        sum += factor * part[Dv];
+      }
+      finish_row(result, i, 0);
+    }
   }
 
  private:
-  void chunk(const CoreResult<T>& result, Block queries) {
+  /// finish(i, row) for every query i, the row `row` of the sums over `keys`.
+  template <typename Finish>
+  void for_each_row(int64_t b, int64_t h, Block queries, Block keys, const Finish& finish) {
+    b_ = b, h_ = h, first_key_ = keys.begin;
+    for (int64_t i = queries.begin; i < queries.end; i += kForwardQueries) {
+      const Block chunk{i, std::min(i + kForwardQueries, queries.end)};
+      attend(chunk, keys);
+      for (int64_t row = 0; row < chunk.end - i; ++row) finish(i + row, row);
+    }
+  }
+
+  void attend(Block queries, Block all) {
     const int64_t count = queries.end - queries.begin;
     pack_queries<T, E>(p_, b_, h_, queries, queries_);
     rows_.begin(count);
-    const int64_t end = visible_keys(queries.end - 1);
-    const int64_t step = even_blocks(p_.N, block_keys_, kKeyStep);  // alike for all chunks
-    for (int64_t j = 0; j < end; j += step) {
+    const int64_t end = std::min(all.end, visible_keys(queries.end - 1));
+    const int64_t step = even_blocks(all.end - all.begin, block_keys_, kKeyStep);  // for all chunks
+    for (int64_t j = all.begin; j < end; j += step) {
       const Block keys{j, std::min(j + step, end)};
       const auto [columns, values] = pack(keys);
       for (int64_t i = 0; i < count; i += kForwardTile) {
@@ -77,7 +124,6 @@ class ForwardPass {
           tile(queries.begin, i, rows, {keys.begin, visible}, columns, values);
       }
     }
-    for (int64_t i = 0; i < count; ++i) finish_row(result, queries.begin + i, i);
   }
 
   /// The keys that query i may see are the first of all.
@@ -110,9 +156,10 @@ class ForwardPass {
       rows_.block_sum[i + row] = exponentiate_row<T>(scores_[row], whole, unit_,
                                                      rows_.origin[i + row], probabilities_[row]);
     rows_.add_sums(i, rows);
-    if (keys.begin > 0) rescale(i, rows);
+    const bool begun = keys.begin > first_key_;
+    if (begun) rescale(i, rows);
     multiply<E>(rows, p_.Dv, words<E>(count), probability_operand(), values, {out_[i], out_.stride},
-                keys.begin > 0);
+                begun);
   }
 
   Left<Word> probability_operand() const {
@@ -171,7 +218,7 @@ class ForwardPass {
   bool scaled_;  // scores are multiplied by their unit before weights and masks are added
   bool hides_;   // some scores are weighted or masked
   A unit_;
-  int64_t b_ = 0, h_ = 0, size_;
+  int64_t b_ = 0, h_ = 0, first_key_ = 0, size_;
   PackedRows<E> queries_{}, keys_{}, values_{}, probabilities_{};
   Word *columns_, *joined_ = nullptr;
   Sums<A> scores_{}, out_{};

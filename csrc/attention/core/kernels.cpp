@@ -28,6 +28,20 @@ int64_t forward_scratch(const CoreProblem<T>& problem) {
 }
 
 template <typename T, typename A = acc_t<T>>
+void forward_part(const CoreProblem<T>& problem, int64_t b, int64_t h, Block queries, Block keys,
+                  A* sums, void* scratch) {
+  [[maybe_unused]] const MultiplySession session;
+  with_pass<ForwardPass>(problem, scratch,
+                         [&](auto pass) { pass.run_part(b, h, queries, keys, sums); });
+}
+
+template <typename T, typename A = acc_t<T>>
+void join_parts(const CoreProblem<T>& problem, const CoreResult<T>& result, int64_t b, int64_t h,
+                Block queries, const A* sums, int64_t parts, void* scratch) {
+  ForwardPass<T>(problem, scratch).join(result, b, h, queries, sums, parts);
+}
+
+template <typename T, typename A = acc_t<T>>
 void backward(const CoreProblem<T>& problem, const CoreGradients<T>& gradients, int64_t b,
               int64_t hk, Block keys, A* grad_query, A* grad_key, void* scratch) {
   [[maybe_unused]] const MultiplySession session;
@@ -44,8 +58,8 @@ int64_t backward_scratch(const CoreProblem<T>& problem) {
 
 template <typename T>
 CoreKernels<T> core_kernels() {
-  return {forward<T>,          forward_scratch<T>, backward<T>,
-          backward_scratch<T>, finish_queries<T>,  finish_keys<T>};
+  return {forward<T>,  forward_scratch<T>,  forward_part<T>,   join_parts<T>,
+          backward<T>, backward_scratch<T>, finish_queries<T>, finish_keys<T>};
 }
 template CoreKernels<float> core_kernels();
 template CoreKernels<c10::BFloat16> core_kernels();

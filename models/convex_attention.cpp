@@ -127,9 +127,9 @@ void SoftmaxAttentionImpl::reset() {
 }
 
 Tensor SoftmaxAttentionImpl::maps(const Tensor& X, const Tensor& key_padding_mask) const {
-  const auto query = X.select(1, readout_row).matmul(Q).transpose(0, 1);  // [N, h, dk]
-  const auto key = X.unsqueeze(1).matmul(K);                              // [N, h, n, dk]
-  auto logits = qk_scale * (key * query.unsqueeze(2)).sum(-1);
+  // One row asks: its query, taken back to the width of the tokens, spares the keys.
+  const auto query = X.select(1, readout_row).matmul(Q).matmul(K.transpose(1, 2));  // [h, N, d]
+  auto logits = qk_scale * query.transpose(0, 1).matmul(X.transpose(1, 2));         // [N, h, n]
   if (key_padding_mask.defined())
     logits =
         logits.masked_fill(key_padding_mask.unsqueeze(1), -std::numeric_limits<double>::infinity());

@@ -216,7 +216,8 @@ class Adam : public Optimiser {
   }
 
   double advance(Heads& heads) override {
-    const auto sums = problem_.sums(problem_.residual(problem_.predictions(heads)), heads);
+    if (!predictions_.defined()) predictions_ = problem_.predictions(heads);
+    const auto sums = problem_.sums(problem_.residual(predictions_), heads);
     auto g1 = grad_w1(sums.C, heads);
     const auto g2 = grad_w2(sums.C, heads) + problem_.beta * heads.w2;
     const auto g3 = sums.w3 + problem_.beta * heads.w3.abs().sum(1, true) * heads.w3.sign();
@@ -230,7 +231,8 @@ class Adam : public Optimiser {
     }
     heads.w2 = moved(heads.w2, g2, 1);
     heads.w3 = moved(heads.w3, g3, 2);
-    return problem_.objective(heads);
+    predictions_ = problem_.predictions(heads);
+    return problem_.loss_of(predictions_) + problem_.penalty_of(heads);
   }
 
  private:
@@ -248,7 +250,7 @@ class Adam : public Optimiser {
   bool softmax_;
   double lr_;
   int64_t steps_, step_ = 0;
-  Tensor logits_;
+  Tensor logits_, predictions_;  // of the heads as they are
   std::vector<Tensor> first_, second_;
 };
 

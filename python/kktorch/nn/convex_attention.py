@@ -147,9 +147,9 @@ class SoftmaxAttention(nn.Module):
 
     def maps(self, X: Tensor, key_padding_mask: Tensor | None = None) -> Tensor:
         """Attention of the readout row, [N, h, n]."""
-        query = torch.matmul(X[:, self.readout_row], self.Q).transpose(0, 1)  # [N, h, dk]
-        key = torch.matmul(X.unsqueeze(1), self.K)  # [N, h, n, dk]
-        logits = self.qk_scale * (key * query.unsqueeze(2)).sum(-1)
+        # One row asks: its query, taken back to the width of the tokens, spares the keys.
+        query = torch.matmul(torch.matmul(X[:, self.readout_row], self.Q), self.K.transpose(1, 2))
+        logits = self.qk_scale * torch.matmul(query.transpose(0, 1), X.transpose(1, 2))  # [N, h, n]
         if key_padding_mask is not None:
             logits = logits.masked_fill(key_padding_mask.unsqueeze(1), -float("inf"))
         return logits.softmax(-1)

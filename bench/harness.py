@@ -47,6 +47,8 @@ class Case:
     check: Callable[[list[Contender]], dict]  # the gate: errors of each, or GateError
     work: dict[str, float]  # per phase, in the unit of the ceiling: FLOP or bytes
     notes: dict[str, str] = field(default_factory=dict)
+    # Seconds without work before every contender: threads of other libraries spin after theirs.
+    rest: float = 0.0
     # Peer -> its time over the subject's, if time followed the number of operations.
     expected: dict[str, float] = field(default_factory=dict)
 
@@ -74,7 +76,7 @@ def run_case(case: Case, rounds: int, limit: float, peak: float) -> dict:
         except Exception as error:  # a peer that cannot run here is named in the table
             missing[peer.name] = f"{type(error).__name__}: {error}".splitlines()[0][:200]
     errors = case.check([case.subject, *runnable])
-    samples = measure([case.subject, *runnable], rounds, limit)
+    samples = measure([case.subject, *runnable], rounds, limit, case.rest)
     ours = samples[case.subject.name]
     seconds = {
         name: {phase: _short(statistics.median(values)) for phase, values in phases.items()}
@@ -103,16 +105,17 @@ def run_case(case: Case, rounds: int, limit: float, peak: float) -> dict:
 
 
 def measure(
-    contenders: list[Contender], rounds: int, limit: float
+    contenders: list[Contender], rounds: int, limit: float, rest: float = 0.0
 ) -> dict[str, dict[str, list[float]]]:
-    """Seconds per contender and phase, one value per round."""
+    """Seconds per contender and phase, one value per round; ``rest`` seconds before each."""
     repeats, round_seconds = {}, 0.0
     for contender in contenders:
+        time.sleep(rest)
         seconds = contender.step()[TOTAL]  # warm: code paths, compilation, caches
         if seconds < 1:
             seconds = min(contender.step()[TOTAL] for _ in range(2))
         repeats[contender.name] = max(1, min(1000, math.ceil(SAMPLE_SECONDS / seconds)))
-        round_seconds += repeats[contender.name] * seconds
+        round_seconds += repeats[contender.name] * seconds + rest
     rounds = min(rounds, max(_FEWEST_ROUNDS, int(limit / round_seconds)))
     samples = {contender.name: {} for contender in contenders}
     gc.collect()
@@ -121,6 +124,7 @@ def measure(
         for round_number in range(rounds):
             first = round_number % len(contenders)
             for contender in contenders[first:] + contenders[:first]:
+                time.sleep(rest)
                 steps = [contender.step() for _ in range(repeats[contender.name])]
                 for phase in steps[0]:
                     mean = sum(step[phase] for step in steps) / len(steps)

@@ -1,5 +1,7 @@
 """Other solvers of the convex program of attention, a group lasso. Each maker takes the problem and
-returns a function of a tolerance that returns Z [P, c, n, d]."""
+returns a function of a tolerance that returns Z [P, c, n, d]. Gates are kktorch.convex.Gates."""
+
+import contextlib
 
 import numpy as np
 import torch
@@ -9,7 +11,7 @@ def eager_fista(X, Y, beta, loss, gates, c, compiled=False):
     """FISTA with restart in PyTorch; stops at the relative gap of its own dual point."""
     N, n, d = X.shape
     Phi = X.flatten(1)
-    g = torch.ones(N, 1, dtype=X.dtype) if gates is None else gates.to(X.dtype)
+    g = torch.ones(N, 1, dtype=X.dtype) if gates is None else gates.pattern.to(X.dtype)
     P = g.shape[1]
     entropy = loss == "cross_entropy"
     q = torch.nn.functional.one_hot(Y, c).to(X.dtype) if entropy else Y
@@ -126,12 +128,59 @@ def skglm(X, Y, beta, loss, gates, c):
     return solve
 
 
+def scnn(X, Y, beta, loss, gates, c):
+    """Gated ReLU networks on one token, where its groups are ours: by R-FISTA,
+    1/(2 N c) |Y - A|^2 + lam sum |z_pl|, lam = beta / (N c); gates are open at u'x > 0."""
+    from scnn.metrics import Metrics
+    from scnn.models import ConvexGatedReLU
+    from scnn.optimize import optimize_model
+    from scnn.regularizers import NeuronGL1
+    from scnn.solvers import RFISTA
+
+    N, n, d = X.shape
+    assert n == 1
+    vectors = (gates.u1 * gates.u2).numpy()  # [P, d]
+    features, targets, lam = X[:, 0].numpy(), Y.numpy(), beta / (N * c)
+
+    def solve(tolerance):
+        model = ConvexGatedReLU(vectors.T.copy(), c=c)
+        solver = RFISTA(model, max_iters=20000, tol=(tolerance * lam) ** 2)
+        with _default_dtype():  # which it changes
+            model, _ = optimize_model(
+                model,
+                solver,
+                Metrics(),
+                features,
+                targets,
+                regularizer=NeuronGL1(lam),
+                return_convex=True,
+                unitize_data=False,
+                dtype="float64",
+            )
+        # Its gates come back in another order.
+        place = [int(np.abs(vectors - own).max(1).argmin()) for own in model.G.T]
+        Z = np.zeros((len(vectors), c, 1, d))
+        Z[place] = model.parameters[0].transpose(1, 0, 2)[:, :, None]
+        return torch.from_numpy(Z)
+
+    return solve
+
+
+@contextlib.contextmanager
+def _default_dtype():
+    before = torch.get_default_dtype()
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
 def clarabel(X, Y, beta, loss, gates, c):
     import cvxpy
 
     N, n, d = X.shape
     Phi = X.flatten(1).numpy()
-    open_gates = np.ones((N, 1)) if gates is None else gates.double().numpy()
+    open_gates = np.ones((N, 1)) if gates is None else gates.pattern.double().numpy()
     P = open_gates.shape[1]
 
     def solve(tolerance):
@@ -165,5 +214,6 @@ SOLVERS = {
     "compile(eager FISTA)": compiled_fista,
     "celer": celer,
     "skglm": skglm,
+    "scnn": scnn,
     "cvxpy + Clarabel": clarabel,
 }

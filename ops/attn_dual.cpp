@@ -61,12 +61,10 @@ TwoTensors dual_cpu(const Arguments& a) {
   AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, x.scalar_type(), "attn_dual", [&] {
     const auto& kernels = csrc::tracker_kernels<scalar_t>();
     const auto sets = detail::token_sets_view<scalar_t>(x, row_ptr, tok);
-    detail::for_each_query_range(
-        row_ptr, x.size(1), [&](int64_t first, int64_t last, float* scratch) {
-          kernels.dual(sets, alpha.const_data_ptr<int64_t>(), q.const_data_ptr<double>(), first,
-                       last, u.mutable_data_ptr<double>(), mass.mutable_data_ptr<double>(),
-                       scratch);
-        });
+    detail::for_each_query_range(row_ptr, x.size(1), [&](int64_t first, int64_t last) {
+      kernels.dual(sets, alpha.const_data_ptr<int64_t>(), q.const_data_ptr<double>(), first, last,
+                   u.mutable_data_ptr<double>(), mass.mutable_data_ptr<double>());
+    });
   });
   // M = U^T Z; unlike at::mm it does not depend on the number of threads.
   const auto z = a.z.to(at::kDouble).contiguous();

@@ -80,11 +80,9 @@ MarginTensors margin_cpu(const Arguments& a) {
     const auto& kernels = csrc::tracker_kernels<scalar_t>();
     const auto sets = detail::token_sets_view<scalar_t>(x, row_ptr, tok);
     const auto* given = alpha.defined() ? alpha.const_data_ptr<int64_t>() : nullptr;
-    detail::for_each_query_range(row_ptr, x.size(1),
-                                 [&](int64_t first, int64_t last, float* scratch) {
-                                   kernels.margins(sets, y.const_data_ptr<double>(), given, a.scale,
-                                                   first, last, out, scratch);
-                                 });
+    detail::for_each_query_range(row_ptr, x.size(1), [&](int64_t first, int64_t last) {
+      kernels.margins(sets, y.const_data_ptr<double>(), given, a.scale, first, last, out);
+    });
   });
   return results;
 }

@@ -26,15 +26,15 @@ struct MarginOutputs {
   double* longest;      ///< [Q], max_t |x_t|
 };
 
-/// Kernels for storage type T, on the queries [first, last); z is not read. scratch: [2 dx] float.
+/// Kernels for storage type T, on the queries [first, last); z is not read.
 template <typename T>
 struct TrackerKernels {
   /// y: [Q, dx]; given: [Q] positions of alpha, or null for the argmax.
   void (*margins)(const TokenSetsView<T>& sets, const double* y, const int64_t* given, double scale,
-                  int64_t first, int64_t last, const MarginOutputs& out, float* scratch);
+                  int64_t first, int64_t last, const MarginOutputs& out);
   /// g: [nnz]; u: [Q, dx]; tokens of weight 0 are not read.
   void (*dual)(const TokenSetsView<T>& sets, const int64_t* alpha, const double* g, int64_t first,
-               int64_t last, double* u, double* mass, float* scratch);
+               int64_t last, double* u, double* mass);
 };
 
 /// The table of the CPU tier in use; T is double, float, c10::BFloat16 or c10::Half.

@@ -7,7 +7,6 @@
 #include <algorithm>
 #include <optional>
 #include <string_view>
-#include <vector>
 
 #include "csrc/svm/tracker.h"
 
@@ -51,7 +50,7 @@ csrc::TokenSetsView<T> token_sets_view(const at::Tensor& x, const at::Tensor& ro
           .dz = 0};
 }
 
-/// f(first query, last query, scratch of 2 dx floats), in parallel over about equally many entries.
+/// f(first query, last query), in parallel over about equally many entries.
 template <typename F>
 void for_each_query_range(const at::Tensor& row_ptr, int64_t dx, const F& f) {
   constexpr int64_t kTaskElements = 32768;  // work that is worth a thread
@@ -59,11 +58,10 @@ void for_each_query_range(const at::Tensor& row_ptr, int64_t dx, const F& f) {
   const int64_t queries = row_ptr.size(0) - 1;
   const int64_t grain = std::max<int64_t>(1, kTaskElements / std::max<int64_t>(1, dx));
   at::parallel_for(0, begin[queries], grain, [&](int64_t first, int64_t last) {
-    std::vector<float> scratch(2 * dx);
     const auto query = [&](int64_t entry) {  // the first query that starts at `entry` or later
       return std::lower_bound(begin, begin + queries, entry) - begin;
     };
-    f(query(first), query(last), scratch.data());
+    f(query(first), query(last));
   });
 }
 

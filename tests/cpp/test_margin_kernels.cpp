@@ -78,6 +78,20 @@ TEST_F(MarginKernels, EqualTheComposition) {
     }
 }
 
+TEST_F(MarginKernels, EqualTokensHaveEqualLogitsWhereverTheyStand) {
+  for (const auto dtype : {at::kDouble, at::kFloat, at::kBFloat16, at::kHalf})
+    for (const int64_t dx : {2, 16, 37})
+      for (const int64_t size : {2, 3, 5, 9}) {
+        const auto x = torch::randn({1, dx}).to(dtype).repeat({size, 1});
+        const auto y = torch::randn({1, dx}, torch::kDouble);
+        const auto [margin, alpha, qmin, qarg, smax, entropy, xmax] =
+            attn_margin(x, y, torch::tensor({int64_t{0}, size}));
+        EXPECT_EQ(margin.count_nonzero().item<int64_t>(), 0) << at::toString(dtype) << " " << dx;
+        EXPECT_EQ(alpha.item<int64_t>(), 0);
+        EXPECT_EQ(qarg.item<int64_t>(), 1);
+      }
+}
+
 TEST_F(MarginKernels, ProbabilitiesFarFromTheLargestVanishWithoutHarm) {
   const auto x = torch::tensor({0.0, -1.0, -700.0, -800.0, -1e300}, torch::kDouble).view({5, 1});
   const auto [margin, alpha, qmin, qarg, smax, entropy, xmax] =

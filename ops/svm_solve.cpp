@@ -3,7 +3,7 @@
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/arange.h>
 #include <ATen/ops/empty.h>
-#include <ATen/ops/isfinite.h>
+#include <ATen/ops/full.h>
 #include <ATen/ops/zeros.h>
 #include <torch/library.h>
 
@@ -27,15 +27,16 @@ using OptionalTensor = std::optional<Tensor>;
 using Solved = std::tuple<Tensor, Tensor, Tensor, Tensor>;  // w, lam, nu, info
 
 constexpr double kNaN = std::numeric_limits<double>::quiet_NaN();
-constexpr std::array<std::string_view, 9> kMethods = {"",
-                                                      "oracle",
-                                                      "dcd",
-                                                      "dcd+polish",
-                                                      "dcd+polish+finish",
-                                                      "pdhg",
-                                                      "dcd+interior",
-                                                      "dcd+interior+polish",
-                                                      "dcd+interior+polish+finish"};
+constexpr std::array<std::string_view, 10> kMethods = {"",
+                                                       "oracle",
+                                                       "dcd",
+                                                       "dcd+polish",
+                                                       "dcd+polish+finish",
+                                                       "pdhg",
+                                                       "dcd+interior",
+                                                       "dcd+interior+polish",
+                                                       "dcd+interior+polish+finish",
+                                                       "farkas"};
 constexpr std::array<std::string_view, 4> kReasons = {"", "zero_pair", "interrupted", "time_limit"};
 
 /// Solves that are running end when it changes.
@@ -84,13 +85,19 @@ struct Inputs {
   }
 };
 
+/// `t` is float64 and contiguous.
 void check_finite(std::string_view op, std::string_view name, const Tensor& t) {
-  const auto bad = at::isfinite(t).logical_not();
-  if (!bad.any().item<bool>()) return;
-  const auto first = bad.nonzero()[0].contiguous();
-  const int64_t* index = first.const_data_ptr<int64_t>();
+  const double* const values = t.const_data_ptr<double>();
+  const auto finite = [](double value) { return std::isfinite(value); };
+  int64_t flat = std::find_if_not(values, values + t.numel(), finite) - values;
+  if (flat == t.numel()) return;
+  std::vector<int64_t> index(t.dim());
+  for (int64_t d = t.dim() - 1; d >= 0; --d) {
+    index[d] = flat % t.size(d);
+    flat /= t.size(d);
+  }
   TORCH_CHECK(false, op, ": expected finite ", name, ", but got NaN or Inf at ",
-              at::IntArrayRef(index, first.numel()));
+              at::IntArrayRef(index));
 }
 
 /// What a solver looks into: float64 copies where needed, and the pairs.
@@ -106,9 +113,9 @@ Tensor as_double(const Tensor& t) { return t.detach().to(at::kDouble).contiguous
 /// Checks what only the numbers tell. The view stays valid while the Problem is alive.
 Problem read(const Inputs& in) {
   detail::check_token_values(in.sets(), in.several() ? std::nullopt : OptionalTensor(in.selection));
-  check_finite(in.op, "x", in.x);
-  check_finite(in.op, "z", in.z);
   Problem p{as_double(in.x), as_double(in.z), in.row_ptr.contiguous(), std::nullopt, {}, {}};
+  check_finite(in.op, "x", p.x);
+  check_finite(in.op, "z", p.z);
   if (in.tok) p.tok = in.tok->contiguous();
   p.view = detail::token_sets_view<double>(p.x, p.row_ptr, p.tok);
   p.view.z = p.z.const_data_ptr<double>();
@@ -193,13 +200,18 @@ csrc::SvmSettings settings_of(const Solve& a) {
   return s;
 }
 
-Solved solve_meta(const Solve& a) {
+/// @return what the settings mean.
+csrc::SvmSettings check(const Solve& a) {
   const auto in = a.inputs();
   in.check();
-  const auto nnz = in.nnz();
-  if (a.h) check_numbers(in.op, "h", *a.h, {nnz}, a.x);
-  if (a.lam0) check_numbers(in.op, "lam0", *a.lam0, {nnz}, a.x);
-  settings_of(a);
+  if (a.h) check_numbers(in.op, "h", *a.h, {in.nnz()}, a.x);
+  if (a.lam0) check_numbers(in.op, "lam0", *a.lam0, {in.nnz()}, a.x);
+  return settings_of(a);
+}
+
+Solved solve_meta(const Solve& a) {
+  check(a);
+  const auto nnz = a.inputs().nnz();
   const auto options = a.x.options().dtype(at::kDouble);
   return {at::empty_symint({a.x.sym_size(1), a.z.sym_size(1)}, options),
           at::empty_symint({nnz}, options), at::empty_symint({nnz}, options),
@@ -249,8 +261,8 @@ SvmSolution to_solution(const Problem& p, const csrc::SvmResult& r) {
 
 const double* entries_of(std::string_view name, const OptionalTensor& values, Tensor& copy) {
   if (!values) return nullptr;
-  check_finite("svm_solve", name, *values);
   copy = as_double(*values);
+  check_finite("svm_solve", name, copy);
   return copy.const_data_ptr<double>();
 }
 
@@ -274,14 +286,11 @@ SvmSolution solve_problem(const Inputs& in, const csrc::SvmSettings& settings,
 }
 
 Solved solve_cpu(const Solve& a) {
-  auto [w, lam, nu, info] = solve_meta(a);
-  auto settings = settings_of(a);
+  auto settings = check(a);
   const int64_t before = cancellations;
   settings.progress = [before](const csrc::SvmProgress&) { return cancellations == before; };
   const auto found = solve_problem(a.inputs(), settings, a.h, a.lam0);
-  found.w.defined() ? w.copy_(found.w) : w.fill_(kNaN);
-  lam.copy_(found.lam);
-  nu.copy_(found.nu);
+  const auto info = at::empty({detail::kSvmInfoCount}, at::kDouble);
   double* numbers = info.mutable_data_ptr<double>();
   write_certificate(found.certificate, numbers);
   numbers[detail::kSvmStatus] = static_cast<double>(found.status);
@@ -291,7 +300,8 @@ Solved solve_cpu(const Solve& a) {
   numbers[detail::kSvmZeroPairs] = static_cast<double>(found.zero_pairs);
   numbers[detail::kSvmMethodCode] = code_of(kMethods, found.method);
   numbers[detail::kSvmReasonCode] = code_of(kReasons, found.reason);
-  return {w, lam, nu, info};
+  const auto none = [&] { return at::full({a.x.size(1), a.z.size(1)}, kNaN, at::kDouble); };
+  return {found.w.defined() ? found.w : none(), found.lam, found.nu, info};
 }
 
 // ---- svm_certificate ----
@@ -321,15 +331,15 @@ csrc::Certificate certify(const Certify& a) {
   const auto in = a.inputs();
   const auto p = read(in);
   const auto norm = parse_norm(in.op, a.norm);
-  check_finite(in.op, "w", a.w);
-  check_finite(in.op, "lam", a.lam);
+  const auto w = as_double(a.w);
+  check_finite(in.op, "w", w);
+  check_finite(in.op, "lam", as_double(a.lam));
   TORCH_CHECK(norm == csrc::SvmNorm::kFrobenius || p.pairs.equality.size() == 0, in.op,
               ": expected one selected token per query with the nuclear norm, but got several");
   const auto lam = at_pairs(p.pairs.inequality, a.lam);
   for (size_t j = 0; j < lam.size(); ++j)
     TORCH_CHECK(lam[j] >= 0, in.op, ": expected lam >= 0, but got ", lam[j], " at ",
                 p.pairs.inequality.entry[j]);
-  const auto w = as_double(a.w);
   return csrc::certificate(p.view, p.pairs, w.const_data_ptr<double>(), lam.data(), norm);
 }
 
@@ -369,8 +379,7 @@ std::tuple<Tensor, Tensor> finite_meta(const Finite& a) {
 }
 
 /// log(s_anchor / s_e) of the equality pairs.
-std::vector<double> log_ratios(const Problem& p, const Tensor& probabilities) {
-  const auto s = as_double(probabilities);
+std::vector<double> log_ratios(const Problem& p, const Tensor& s) {
   const double* data = s.const_data_ptr<double>();
   std::vector<double> wanted;
   for (int64_t q = 0; q < p.view.Q; ++q)
@@ -399,12 +408,13 @@ std::tuple<Tensor, double> finite(const Finite& a) {
   const csrc::FinitePart part(p.view, p.pairs);
   const auto sizes = {p.view.dx, p.view.dz};
   if (a.w) {
-    check_finite("svm_finite_part", "w", *a.w);
     const auto w = as_double(*a.w);
+    check_finite("svm_finite_part", "w", w);
     return {to_tensor(part.project(w.const_data_ptr<double>()), sizes), 0.0};
   }
-  check_finite("svm_finite_part", "s", *a.s);
-  const auto wanted = log_ratios(p, *a.s);
+  const auto s = as_double(*a.s);
+  check_finite("svm_finite_part", "s", s);
+  const auto wanted = log_ratios(p, s);
   const auto W = part.minimum_norm(wanted.data());
   std::vector<double> reached(wanted.size());
   csrc::pair_margins(p.view, p.pairs.anchor, p.pairs.equality, W.data(), reached.data());

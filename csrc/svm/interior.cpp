@@ -5,29 +5,19 @@
 #include <numeric>
 #include <tuple>
 
-#include "csrc/common/parallel.h"
 #include "csrc/svm/dense.h"
+#include "csrc/svm/normal_matrix.h"
 
 namespace kktorch::csrc {
 namespace {
 
-constexpr int64_t kIterations = 60, kQueries = 256;  // of one product of symmetric parts
+constexpr int64_t kIterations = 60;
 constexpr double kToBoundary = 0.995, kSmallestStep = 1e-6;
 
 using Numbers = std::vector<double>;
 
 double sum_of_products(const Numbers& a, const Numbers& b) {
   return dense_kernels<double>().dot(a.data(), b.data(), static_cast<int64_t>(a.size()));
-}
-
-/// The lower triangle of A [n, n] in a row.
-void pack_lower(const double* A, int64_t n, double* packed) {
-  for (int64_t i = 0; i < n; ++i)
-    for (int64_t j = 0; j <= i; ++j) *packed++ = A[i * n + j];
-}
-
-int64_t packed_index(int64_t i, int64_t j) {
-  return i >= j ? i * (i + 1) / 2 + j : j * (j + 1) / 2 + i;
 }
 
 /// The longest step up to 1 that keeps values + step changes >= 0.
@@ -54,7 +44,7 @@ class Interior {
   /// @return false if there is no step to make.
   bool step() {
     for (size_t j = 0; j < d_.size(); ++j) d_[j] = lam_[j] / s_[j];
-    if (!factorize()) return false;
+    if (!factor_normal_matrix(problem_, d_, 1, factor_)) return false;
     const auto residual = slack(W_);  // A(W) - 1
     const double mu = mean_product(0, {}, {});
     Numbers complementarity(s_.size());
@@ -119,57 +109,6 @@ class Interior {
       dlam[j] = -complementarity[j] / s_[j] - d_[j] * ds[j];
     }
     return {std::move(dW), std::move(ds), std::move(dlam)};
-  }
-
-  /// sum_t d_t a_t a_t^T of query q, packed.
-  void weighted_gram(int64_t q, double* packed) const {
-    const auto& sets = problem_.sets;
-    const auto& list = problem_.pairs.inequality;
-    const int64_t count = list.ptr[q + 1] - list.ptr[q], rx = problem_.rx;
-    Numbers rows(count * rx), S(rx * rx);
-    const double* anchor = sets.token(problem_.pairs.anchor[q]);
-    for (int64_t i = 0; i < count; ++i) {
-      const double weight = std::sqrt(d_[list.ptr[q] + i]);
-      const double* t = sets.token(list.entry[list.ptr[q] + i]);
-      for (int64_t c = 0; c < rx; ++c) rows[i * rx + c] = weight * (anchor[c] - t[c]);
-    }
-    const auto view = row_major(rows.data(), rx);
-    gemm(rx, rx, count, 1, view.transposed(), view, S.data(), rx);
-    pack_lower(S.data(), rx, packed);
-  }
-
-  void query_gram(int64_t q, double* packed) const {
-    const double* z = problem_.sets.query(q);
-    for (int64_t i = 0; i < problem_.rz; ++i)
-      for (int64_t j = 0; j <= i; ++j) *packed++ = z[i] * z[j];
-  }
-
-  /// The Cholesky factor of I + A* D A.
-  bool factorize() {
-    const int64_t rx = problem_.rx, rz = problem_.rz, N = problem_.N, Q = problem_.sets.Q;
-    const int64_t px = rx * (rx + 1) / 2, pz = rz * (rz + 1) / 2;
-    Numbers S(kQueries * px), Z(kQueries * pz), product(px * pz);
-    for (int64_t first = 0; first < Q; first += kQueries) {
-      const int64_t count = std::min(kQueries, Q - first);
-      parallel_for(count, [&](int64_t i) {
-        weighted_gram(first + i, S.data() + i * px);
-        query_gram(first + i, Z.data() + i * pz);
-      });
-      gemm(px, pz, count, 1, row_major(S.data(), px).transposed(), row_major(Z.data(), pz),
-           product.data(), pz);
-    }
-    factor_.resize(N * N);
-    parallel_for(rx, [&](int64_t i) {
-      for (int64_t k = 0; k < rz; ++k) {
-        double* row = factor_.data() + (i * rz + k) * N;
-        for (int64_t j = 0; j <= i; ++j) {
-          const double* block = product.data() + packed_index(i, j) * pz;
-          for (int64_t l = 0; l < rz; ++l) row[j * rz + l] = block[packed_index(k, l)];
-        }
-        row[i * rz + k] += 1;
-      }
-    });
-    return cholesky(factor_.data(), N, 0);
   }
 
   const Problem& problem_;

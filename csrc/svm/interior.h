@@ -4,15 +4,10 @@
 //
 //     min |W|_F^2 / 2   s.t.  A(W) - s = 1,  s >= 0          multipliers lam >= 0,  W = A*(lam)
 //
-// Newton's step solves (I + A* D A) dW = r with D = lam / s. Its matrix is a sum of Kronecker
-// products,
-//
-//     A* D A = sum_q (sum_t d_qt a_qt a_qt^T) (x) (z_q z_q^T),
-//
-// one product of the symmetric parts [Q, dx(dx+1)/2]^T [Q, dz(dz+1)/2]: the pairs enter only by
-// M dx^2. With N = dx dz an iteration costs Q N^2 / 4 + N^3 / 3 + M dx^2, memory N^2. Any iterate
-// lam > 0 bounds the margin from above, any W with positive margins from below: every iterate is
-// certified, and the best is kept. One selected token per query.
+// Newton's step solves (I + A* D A) dW = r with D = lam / s (normal_matrix.h): Q N^2 / 4 + N^3 / 3
+// an iteration, memory N^2. Any iterate lam > 0 bounds the margin from above, any W with positive
+// margins from below: every iterate is certified, and the best is kept. One selected token per
+// query.
 #include "csrc/svm/problem.h"
 
 namespace kktorch::csrc {

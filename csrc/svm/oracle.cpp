@@ -8,7 +8,7 @@
 namespace kktorch::csrc {
 namespace {
 
-constexpr double kDependent = 1e-12;
+constexpr double kDependent = 1e-12, kReorthogonalise = 0.7;
 
 /// QR of a changing set of unit columns: basis rows q_i, upper triangle R by columns.
 class UpdatedQr {
@@ -21,13 +21,16 @@ class UpdatedQr {
   /// False, and nothing changes, if the column depends on the others.
   bool append(const double* column) {
     std::vector<double> rest(column, column + size_), coefficients(count() + 1);
-    for (int pass = 0; pass < 2; ++pass)
+    // Once more where much of the unit column cancels.
+    double length = 0;
+    for (int pass = 0; pass < 2 && length < kReorthogonalise; ++pass) {
       for (int64_t i = 0; i < count(); ++i) {
         const double c = kernels_.dot(basis_[i].data(), rest.data(), size_);
         coefficients[i] += c;
         kernels_.axpy(-c, basis_[i].data(), rest.data(), size_);
       }
-    const double length = norm(rest);
+      length = norm(rest);
+    }
     if (length < kDependent) return false;
     for (double& value : rest) value /= length;
     coefficients.back() = length;
@@ -164,14 +167,14 @@ class Nnls {
   bool enter(int64_t j) {
     if (static_cast<int64_t>(set_.size()) >= size_) return false;
     if (!qr_.append(columns_.data() + j * size_)) return false;
-    set_.push_back(j);
-    if (least_squares().back() > 0) {
-      place_[j] = kInside;
-      return true;
+    // The last coefficient of least squares is this over a positive diagonal.
+    if (!(qr_.basis(qr_.count() - 1).back() > 0)) {
+      qr_.remove(qr_.count() - 1);
+      return false;
     }
-    set_.pop_back();
-    qr_.remove(qr_.count() - 1);
-    return false;
+    set_.push_back(j);
+    place_[j] = kInside;
+    return true;
   }
 
   /// Towards the least-squares solution of the set; true when it is reached.

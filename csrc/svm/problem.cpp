@@ -13,6 +13,7 @@ namespace kktorch::csrc {
 namespace {
 
 constexpr double kRankCutoff = 1e-12;
+constexpr int64_t kExplicit = 1 << 13;  // numbers of features that stay in the fastest cache
 
 /// Rows whose span is wanted, made when they are needed.
 struct Rows {
@@ -120,6 +121,19 @@ Problem::Problem(const TokenSetsView<double>& view, const Pairs& selected)
       pair_query[j] = q;
   pair_norms(view, selected.anchor, selected.inequality, norms.data());
   rho = M ? *std::max_element(norms.begin(), norms.end()) : 0;
+  if (M * N <= kExplicit) form_features();
+}
+
+void Problem::form_features() {
+  const auto& list = pairs.inequality;
+  features_.resize(M * N);
+  double* row = features_.data();
+  for (int64_t q = 0; q < sets.Q; ++q)
+    for (int64_t j = list.ptr[q]; j < list.ptr[q + 1]; ++j) {
+      const double *anchor = sets.token(pairs.anchor[q]), *other = sets.token(list.entry[j]);
+      for (int64_t i = 0; i < rx; ++i)
+        for (int64_t k = 0; k < rz; ++k) *row++ = (anchor[i] - other[i]) * sets.query(q)[k];
+    }
 }
 
 void Problem::gather(const EntryList& list, const std::vector<int64_t>& subset,
@@ -137,13 +151,24 @@ void Problem::gather(const EntryList& list, const std::vector<int64_t>& subset,
 
 std::vector<double> Problem::margins(const std::vector<double>& W) const {
   std::vector<double> values(M);
-  pair_margins(sets, pairs.anchor, pairs.inequality, W.data(), values.data());
+  if (features_.empty()) {
+    pair_margins(sets, pairs.anchor, pairs.inequality, W.data(), values.data());
+  } else {
+    const auto& kernels = dense_kernels<double>();
+    for (int64_t j = 0; j < M; ++j) values[j] = kernels.dot(features_.data() + j * N, W.data(), N);
+  }
   return values;
 }
 
 std::vector<double> Problem::adjoint(const std::vector<double>& lam) const {
   std::vector<double> W(N);
-  pair_adjoint(sets, pairs.anchor, pairs.inequality, lam.data(), W.data());
+  if (features_.empty()) {
+    pair_adjoint(sets, pairs.anchor, pairs.inequality, lam.data(), W.data());
+  } else {
+    const auto& kernels = dense_kernels<double>();
+    for (int64_t j = 0; j < M; ++j)
+      if (lam[j] != 0) kernels.axpy(lam[j], features_.data() + j * N, W.data(), N);
+  }
   return finite.empty() ? W : finite.complement(W.data());
 }
 

@@ -53,6 +53,11 @@ class Problem {
   /// For W = adjoint(lam), Frobenius: no second adjoint. `margins_out` receives A(W).
   Certificate measure_dual(const std::vector<double>& W, const std::vector<double>& lam,
                            std::vector<double>* margins_out = nullptr) const;
+
+ private:
+  void form_features();
+
+  std::vector<double> features_;  // of a small problem the rows a_j z_j^T [M, N]: longer products
 };
 
 /// Keeps `best` if its gap is smaller; before any W has positive margins, the larger kappa decides.

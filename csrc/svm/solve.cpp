@@ -8,6 +8,7 @@
 #include "csrc/common/parallel.h"
 #include "csrc/svm/dcd.h"
 #include "csrc/svm/dense.h"
+#include "csrc/svm/farkas.h"
 #include "csrc/svm/finish.h"
 #include "csrc/svm/interior.h"
 #include "csrc/svm/operators.h"
@@ -40,6 +41,7 @@ constexpr int64_t kPatience = 200, kQuickFinish = 1024;
 // With so many pairs per dimension the interior-point method takes over without a separating W
 // after kSeparation epochs, or where the gap is still above kSlow after kPatience.
 constexpr int64_t kManyPairs = 4, kSeparation = 20;
+constexpr int64_t kQuickProof = 400;  // dimensions up to which infeasibility is tried first
 constexpr double kDescentGap = 1e-6;  // polish is quicker from there
 constexpr double kSlow = 0.1;
 constexpr double kStart = 1e-3;              // gap of the Frobenius solution that PDHG starts from
@@ -143,6 +145,14 @@ class Solve {
  private:
   void frobenius(double tol) {
     const int64_t size = problem_.N + 1, M = problem_.M;
+    const bool many = M >= kManyPairs * problem_.N && problem_.E == 0;
+    if (settings_.method == SvmMethod::kAuto && h_.empty() && many && problem_.N <= kQuickProof) {
+      infeasible_ = prove_infeasible(problem_, settings_, best);
+      if (infeasible_) {
+        result_.method = "farkas";
+        return;
+      }
+    }
     const bool small = std::min(M, size) <= kSmall && size * M <= kOracleNumbers;
     const bool oracle = settings_.method == SvmMethod::kOracle || !h_.empty() ||
                         (settings_.method == SvmMethod::kAuto && small);
@@ -153,8 +163,7 @@ class Solve {
     }
     result_.method = "dcd";
     // With many more pairs than dimensions descent can be slow; Newton's matrix is then small.
-    const bool interior =
-        M >= kManyPairs * problem_.N && problem_.N <= settings_.polish_max && problem_.E == 0;
+    const bool interior = many && problem_.N <= settings_.polish_max;
     const int64_t all = settings_.max_epochs;
     const auto patience = interior                     ? Patience{kSeparation, kPatience, kSlow}
                           : problem_.N <= kQuickFinish ? Patience{kPatience, all, 1}

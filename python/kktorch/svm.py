@@ -28,13 +28,15 @@ from kktorch._margin_tracker import (  # noqa: F401
 
 _STATUSES = ("optimal", "infeasible", "not_certified", "trivial")
 _METHODS = ("", "oracle", "dcd", "dcd+polish", "dcd+polish+finish", "pdhg")
-_METHODS += ("dcd+interior", "dcd+interior+polish", "dcd+interior+polish+finish")
+_METHODS += ("dcd+interior", "dcd+interior+polish", "dcd+interior+polish+finish", "farkas")
 _REASONS = ("", "zero_pair", "interrupted", "time_limit")
 # detail::SvmInfo of ops/svm_solve.h
 _INFO = (
     "status lower upper gap cosine kappa rho min_margin norm dual_norm sum_lam margin_error rank "
     "mu support_resolved epochs iterations zero_pairs method reason"
 ).split()
+
+_svm_solve = torch.ops.kktorch.svm_solve.default
 
 
 class TokenSets(NamedTuple):
@@ -194,9 +196,11 @@ def _certificate(info: dict, norm: str) -> Certificate:
     )
 
 
-def _interruptible(solve, entries: int):
-    """Runs ``solve`` so that Ctrl-C ends it with its best certificate; few entries take no time."""
-    if entries <= 512 or threading.current_thread() is not threading.main_thread():
+def _interruptible(solve, entries: int, unknowns: int):
+    """Runs ``solve`` so that Ctrl-C ends it with its best certificate. Small problems take no time,
+    and a thread of their own would take more."""
+    small = entries <= 512 or entries * unknowns <= 2**17
+    if small or threading.current_thread() is not threading.main_thread():
         return solve()
     outcome: list = []
     finished = threading.Event()  # Thread.join may forget its thread when it is interrupted
@@ -222,9 +226,11 @@ def _interruptible(solve, entries: int):
 
 
 def _solve(x, z, row_ptr, selection, options) -> dict:
+    given = {name: value for name, value in options.items() if value is not None}
     w, lam, nu, info = _interruptible(
-        lambda: torch.ops.kktorch.svm_solve(x, z, row_ptr, selection, **options),
-        x.shape[0] if options["tok"] is None else options["tok"].shape[0],
+        lambda: _svm_solve(x, z, row_ptr, selection, **given),
+        given.get("tok", x).shape[0],
+        x.shape[-1] * z.shape[-1],
     )
     numbers = dict(zip(_INFO, info.tolist(), strict=True))
     status = _STATUSES[int(numbers["status"])]

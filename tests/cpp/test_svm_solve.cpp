@@ -232,8 +232,11 @@ TEST_F(SvmSolve, FeasibilityIsDecided) {
 TEST_F(SvmSolve, LargeInfeasibleIsProved) {
   const auto p = random_problem(150, 8, 14, 10, 3, false);
   const auto r = solve(p);
-  EXPECT_EQ(r.method, "dcd+interior");
+  EXPECT_EQ(r.method, "farkas");
   expect_farkas(p, r);
+  const auto by_descent = solve(p, with(SvmMethod::kDcd, 1e-10));
+  EXPECT_EQ(by_descent.method, "dcd+interior");
+  expect_farkas(p, by_descent);
   auto nuclear = with(SvmMethod::kAuto, 1e-6, SvmNorm::kNuclear);
   expect_farkas(p, solve(p, nuclear));
 }

@@ -1,5 +1,6 @@
 #include "models/att_svm_model.h"
 
+#include <algorithm>
 #include <cmath>
 
 #include "csrc/svm/attention_model.h"
@@ -45,6 +46,18 @@ void check_labels(const Tensor& labels, int64_t queries) {
   const auto wrong = (labels.abs() != 1).nonzero();
   TORCH_CHECK(wrong.numel() == 0, "AttSvmModel: expected labels +1 or -1, but got ",
               labels[wrong[0].item<int64_t>()].item<double>(), " at ", wrong[0].item<int64_t>());
+}
+
+/// For a model whose output is not finite: names the first of the tensors that is to blame.
+void check_finite(std::initializer_list<std::pair<const char*, Tensor>> tensors) {
+  for (const auto& [name, t] : tensors) {
+    if (!t.defined()) continue;
+    const auto bad = t.isfinite().logical_not().nonzero();
+    if (bad.size(0) == 0) continue;
+    const auto first = bad[0].contiguous();
+    TORCH_CHECK_VALUE(false, "AttSvmModel: expected finite ", name, ", but got NaN or Inf at ",
+                      at::IntArrayRef(first.const_data_ptr<int64_t>(), first.numel()));
+  }
 }
 
 }  // namespace
@@ -131,6 +144,9 @@ AttSvmGradient AttSvmModelImpl::analytic_grad(const AttSvmSets& sets, const Tens
   csrc::AttentionState state;
   csrc::attention_logits(model, weights.const_data_ptr<double>(), logits);
   csrc::evaluate_attention(model, logits.data(), state);
+  const auto finite = [](double f) { return std::isfinite(f); };
+  if (!std::all_of(state.f.begin(), state.f.end(), finite))
+    check_finite({{"x", x}, {"z", z}, {"W", W}, {"K", K}, {"Q", Q}, {"v", v}});
   auto dW = torch::empty_like(weights);
   csrc::attention_gradient(model, state, dW.mutable_data_ptr<double>());
   AttSvmGradient result{.risk = state.risk,

@@ -4,6 +4,7 @@
 #include <torch/torch.h>
 
 #include <cmath>
+#include <string>
 
 #include "models/att_svm_model.h"
 #include "ops/attn_dual.h"
@@ -107,6 +108,23 @@ TEST(AttSvmModel, RefusesOptionsAndLabels) {
       },
       "AttSvmModel: expected labels +1 or -1, but got 0 at 1");
   expect_error([&] { model->risk(sets, torch::ones({3})); }, "expected labels [2], but got [3]");
+}
+
+TEST(AttSvmModel, NamesWhatIsNotFinite) {
+  const auto labels = torch::tensor({1.0, -1.0}, torch::kDouble);
+  for (const std::string name : {"x", "z", "W", "K", "Q", "v"}) {
+    auto sets = unit_sets(2, 3, 4, 4);
+    AttSvmModel model(AttSvmModelOptions{.dx = 4, .m = name == "K" || name == "Q" ? 2 : 0});
+    model->to(torch::kDouble);
+    const bool given = name == "x" || name == "z";
+    auto target = given         ? (name == "x" ? sets.x : sets.z)
+                  : name == "v" ? model->v
+                                : model->named_parameters()[name].detach();
+    target.view(-1)[1] = name == "z" ? INFINITY : NAN;
+    expect_error([&] { model->analytic_grad(sets, labels); },
+                 "AttSvmModel: expected finite " + name + ", but got NaN or Inf at " +
+                     (name == "v" ? "[1]" : "[0, 1]"));
+  }
 }
 
 // ---- the tracker
@@ -423,8 +441,11 @@ TEST(MarginTracker, Errors) {
   expect_error([&] { tracker.step({.W = W, .scale = -1}); }, "expected a finite scale > 0");
   auto bad = W.clone();
   bad[0][0] = NAN;
-  expect_error([&] { tracker.step({.W = bad}); },
-               "margin_tracker: expected finite logits, but got NaN or Inf in query 0");
+  const auto narrow = random({4, 2}), other = random({5, 2});
+  for (const auto& step : {MarginStep{.W = bad}, MarginStep{.K = narrow / 0, .Q = other},
+                           MarginStep{.K = narrow, .Q = other * NAN}})
+    expect_error([&] { tracker.step(step); },
+                 "margin_tracker: expected finite logits, but got NaN or Inf in query 0");
   auto best = data_of(sets);
   best.optimal = true;
   expect_error([&] { MarginTracker(best).step({.W = W}); },

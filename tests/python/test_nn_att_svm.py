@@ -1,5 +1,7 @@
 """AttSvmModel: its formula, its closed-form gradient, scripts and exports."""
 
+import math
+
 import pytest
 import torch
 from kktorch import svm
@@ -113,3 +115,16 @@ def test_refusals():
         model.analytic_grad(*built[:3], labels)
     with pytest.raises(ValueError, match=r"expected labels \[4\], but got \[3\]"):
         model.risk(*built[:3], labels[:3])
+
+
+@pytest.mark.parametrize("name", ["x", "z", "W", "K", "Q", "v"])
+def test_what_is_not_finite_is_named(name):
+    built, labels = sets()
+    model = AttSvmModel(3, 2, m=2 if name in ("K", "Q") else 0).double()
+    tensors = {"x": built[0].clone(), "z": built[1].clone()}
+    target = tensors[name] if name in tensors else getattr(model, name).detach()
+    target.view(-1)[1] = math.nan
+    at = [1] if name == "v" else [0, 1]
+    with pytest.raises(ValueError, match="AttSvmModel: expected finite") as error:
+        model.analytic_grad(*tensors.values(), built[2], labels)
+    assert str(error.value).endswith(f"finite {name}, but got NaN or Inf at {at}")

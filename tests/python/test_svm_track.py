@@ -165,6 +165,13 @@ def test_bad_data(data, kk, tmp_path):
         options = ["--start", "file", "--select", "file", "--out", tmp_path / "none"]
         refused = kk("svm", "track", "--data", file, *options, code=1).stderr
         assert f"{file}: " in refused and message in refused, refused
+    factors = {"K": torch.ones(6, 2), "Q": torch.ones(5, 2)}
+    for name in factors:
+        bad = factors | {name: replaced(factors[name], (3, 1), math.nan)}
+        file = save(tmp_path / f"{name}.npz", data | bad)
+        options = ["--columns", 2, "--start", "file", "--out", tmp_path / "none"]
+        refused = kk("svm", "track", "--data", file, *options, code=1).stderr
+        assert f"{file}: expected finite {name}, but got NaN or Inf at [3, 1]" in refused
     missing = save(tmp_path / "missing.npz", {name: data[name] for name in "XZ"})
     refused = kk("svm", "track", "--data", missing, "--out", tmp_path / "none", code=1).stderr
     assert "expected an array Y [4], but got X, Z" in refused

@@ -160,7 +160,8 @@ class AttSvmModel(nn.Module):
         of the others, and enters as differences of tokens.
 
         Raises:
-            ValueError: as :meth:`risk`.
+            ValueError: as :meth:`risk`; or "AttSvmModel: expected finite <x, z, W, K, Q or v>, but
+                got NaN or Inf at <index>".
         """
         _check_labels(labels, z.size(0))
         model = self._in_float64()
@@ -169,6 +170,8 @@ class AttSvmModel(nn.Module):
         s = model._softmax(rows, z, query)
         o = _sum_of_sets(s.unsqueeze(1) * rows, query, len(z))
         f = model._head(o)
+        if not f.isfinite().all():
+            _check_finite(x=x, z=z, W=self.W, K=self.K, Q=self.Q, v=self.v)
         losses, weight = model._losses(labels * f)
         inputs = inputs or len(z)
         score = labels[query] * (rows * model._head_gradient(o)[query]).sum(1)
@@ -221,6 +224,15 @@ def _first_largest(s: Tensor, query: Tensor, queries: int) -> Tensor:
     top = s.new_zeros(queries).scatter_reduce(0, query, s, "amax", include_self=False)
     place = torch.arange(len(s), device=s.device).masked_fill(s < top[query], len(s))
     return place.new_zeros(queries).scatter_reduce(0, query, place, "amin", include_self=False)
+
+
+def _check_finite(**tensors: Tensor | None) -> None:
+    """For a model whose output is not finite: names the first of the tensors that is to blame."""
+    for name, tensor in tensors.items():
+        if tensor is not None and len(bad := tensor.isfinite().logical_not().nonzero()) > 0:
+            raise ValueError(
+                f"AttSvmModel: expected finite {name}, but got NaN or Inf at {bad[0].tolist()}"
+            )
 
 
 def _check_labels(labels: Tensor, queries: int) -> None:

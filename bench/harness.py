@@ -22,10 +22,12 @@ _FEWEST_ROUNDS = 6  # fewer give no 95 % interval
 
 @dataclass(frozen=True)
 class Contender:
-    """One implementation: phases in order, each called with what the one before returned."""
+    """One implementation: phases in order, each called with what the one before returned. Where a
+    step does a ``share`` of the work of the others, its times are divided by it."""
 
     name: str
     phases: dict[str, Callable[[Any], Any]]
+    share: float = 1.0
 
     def step(self) -> dict[str, float]:
         """Runs every phase once; returns the seconds of each, and of all."""
@@ -127,7 +129,7 @@ def measure(
                 time.sleep(rest)
                 steps = [contender.step() for _ in range(repeats[contender.name])]
                 for phase in steps[0]:
-                    mean = sum(step[phase] for step in steps) / len(steps)
+                    mean = sum(step[phase] for step in steps) / len(steps) / contender.share
                     samples[contender.name].setdefault(phase, []).append(mean)
     finally:
         gc.enable()

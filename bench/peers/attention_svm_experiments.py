@@ -84,10 +84,10 @@ def descend(data, parameters, iterations: int, until: int, every: int):
     raise AssertionError("not reached")
 
 
-def local_converge(seeds: int) -> dict[str, float]:
+def local_converge(seeds) -> dict[str, float]:
     """Means at iteration 1000 of cos(W, Wmm) for W, and of cos(W, Wmm*) for (K, Q)."""
     found = {"W": [], "(K, Q)": []}
-    for seed in range(seeds):
+    for seed in seeds:
         data = draw(seed, 6, 8, 10)
         for name, shapes in ("W", [(10, 10)]), ("(K, Q)", [(10, 10)] * 2):
             logged, alpha = descend(data, weights(seed, *shapes), 2000, 1000, 50)

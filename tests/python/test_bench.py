@@ -47,7 +47,7 @@ class Clock:
         self.now, self.log = 0.0, []
         monkeypatch.setattr(harness.time, "perf_counter", lambda: self.now)
 
-    def contender(self, name, **seconds):
+    def contender(self, name, share=1.0, **seconds):
         def phase(phase_name, duration):
             def work(state):
                 self.log.append(name)
@@ -57,7 +57,7 @@ class Clock:
             return work
 
         phases = {key: phase(key, value) for key, value in seconds.items()}
-        return harness.Contender(name, phases)
+        return harness.Contender(name, phases, share)
 
 
 def make_case(subject, peers, check=lambda contenders: {}):
@@ -71,6 +71,13 @@ def test_rounds_are_interleaved_and_start_one_further_each_time(monkeypatch):
     samples = harness.measure(contenders, rounds=4, limit=300)
     assert "".join(clock.log[-12:]) == "ABC" + "BCA" + "CAB" + "ABC"
     assert samples["A"] == {"forward": [1.0] * 4, harness.TOTAL: [1.0] * 4}
+
+
+def test_a_share_of_the_work_counts_as_all_of_it(monkeypatch):
+    clock = Clock(monkeypatch)
+    contenders = [clock.contender("A", forward=1.0), clock.contender("B", 0.25, forward=3.0)]
+    samples = harness.measure(contenders, rounds=100, limit=30)
+    assert samples["B"][harness.TOTAL] == [12.0] * 7, "rounds are limited by the time they take"
 
 
 def test_case_reports_seconds_ratios_and_share_of_the_ceiling(monkeypatch):
@@ -319,6 +326,7 @@ def test_peer_of_whole_experiments_draws_the_same_data_and_disagreement_is_refus
     assert len(logged) == 3 and alpha.shape == (6,)
     assert logged[0][0].abs().max() <= 10**-0.5
     monkeypatch.setattr(b9, "_run", lambda *_: None)
+    monkeypatch.setattr(b9, "_start", lambda: 0.5)
     monkeypatch.setattr(b9, "_means", lambda *_: {"5": 4.9})
     for mean, message in (4.95, None), (3.0, "svm_rank: expected the same means"):
         monkeypatch.setattr(peer, "svm_rank", lambda _, mean=mean: {"5": mean})

@@ -3,6 +3,7 @@
 #include <cmath>
 #include <limits>
 
+#include "ops/convex/inputs.h"
 #include "ops/convex_attention.h"
 #include "ops/simplex_project.h"
 
@@ -56,6 +57,7 @@ void ConvexAttentionImpl::reset() {
 Tensor ConvexAttentionImpl::forward(const Tensor& X) {
   check_simplex("ConvexAttention", "w1", w1);
   if (gates == 0) return convex_attention(X, w1, w2, w3);
+  detail::check_gate_id("ConvexAttention", gate_id, heads, gates);
   const auto scores = (X.matmul(u2.t()) * u1.t()).sum(1);
   return convex_attention(X, w1, w2, w3, scores.ge(0), gate_id);
 }

@@ -8,7 +8,7 @@ namespace kktorch {
 /// f(X) = sum_j g_j(X) (w1_j' X w2_j) w3_j on X [N, n, d]; the result is [N, c]. Parameters w1
 /// [h, n], rows in the simplex, w2 [h, d], w3 [h, c]. With `gates` = P > 0, head j has the gate
 /// 1{u1' X u2 >= 0} of number j mod P; gate 0 is open everywhere, the others are Gaussian buffers.
-/// forward throws c10::ValueError for a row of w1 outside of the simplex.
+/// forward throws c10::ValueError for a row of w1 outside of the simplex, or an id without a gate.
 class ConvexAttentionImpl : public torch::nn::Cloneable<ConvexAttentionImpl> {
  public:
   ConvexAttentionImpl(int64_t tokens, int64_t width, int64_t outputs, int64_t heads,

@@ -17,7 +17,7 @@
 #include <set>
 #include <vector>
 
-#include "ops/convex/inputs.h"
+#include "ops/convex/prepared.h"
 
 namespace kktorch {
 namespace {
@@ -122,7 +122,13 @@ Gates sample_gates(const Tensor& X, int64_t P, int64_t seed, const std::string& 
 
 GateReport gate_report(const Tensor& X, const Tensor& Y, double beta, const ConvexResult& result,
                        const Tensor& pattern, const ConvexOptions& options) {
-  const auto loss = detail::loss_of("gate_report", options.loss);
+  auto program = options;
+  program.classes = result.Z.dim() == 4 ? result.Z.size(1) : 0;
+  const auto problem = detail::prepare("gate_report", X, Y, program);
+  detail::check_beta("gate_report", beta);
+  detail::check_state("gate_report", "Z", result.Z, problem);
+  detail::check_gate("gate_report", X, pattern);
+  const auto loss = problem.loss;
   const auto features = features_of(X, options);
   const auto lambda = result.multipliers, Z = result.Z.to(at::kDouble);
   const int64_t N = X.size(0), P = Z.size(0), c = Z.size(1);
@@ -220,7 +226,7 @@ TORCH_LIBRARY_FRAGMENT(kktorch, m) {
       "Tensor pattern, str loss, Tensor? gate, int num_values) -> "
       "(Tensor violation, Tensor decrease, Tensor bound, float all_gates)");
 }
-TORCH_LIBRARY_IMPL(kktorch, CPU, m) {
+TORCH_LIBRARY_IMPL(kktorch, CompositeExplicitAutograd, m) {
   m.impl("_convex_sample_gates", &sample_boxed);
   m.impl("_convex_apply_gates", &apply_gates);
   m.impl("_convex_gate_report", &report_boxed);

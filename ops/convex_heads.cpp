@@ -32,11 +32,9 @@ void check_z(std::string_view function, const Tensor& Z) {
 void check_heads(std::string_view function, const Heads& heads) {
   const auto h = heads.w1.size(0);
   TORCH_CHECK(heads.w1.dim() == 2 && heads.w2.dim() == 2 && heads.w3.dim() == 2 &&
-                  heads.w2.size(0) == h && heads.w3.size(0) == h && heads.gate_id.dim() == 1 &&
-                  heads.gate_id.size(0) == h,
-              function, ": expected w1 [h, n], w2 [h, d], w3 [h, c], gate_id [h], but got ",
-              heads.w1.sizes(), ", ", heads.w2.sizes(), ", ", heads.w3.sizes(), ", ",
-              heads.gate_id.sizes());
+                  heads.w2.size(0) == h && heads.w3.size(0) == h,
+              function, ": expected w1 [h, n], w2 [h, d], w3 [h, c], but got ", heads.w1.sizes(),
+              ", ", heads.w2.sizes(), ", ", heads.w3.sizes());
 }
 
 }  // namespace
@@ -69,9 +67,7 @@ Tensor heads_to_z(const Heads& heads, int64_t P) {
   check_heads("heads_to_z", heads);
   const int64_t n = heads.w1.size(1), d = heads.w2.size(1), c = heads.w3.size(1);
   const int64_t gates = heads.gate_id.numel() ? heads.gate_id.max().item<int64_t>() + 1 : 1;
-  TORCH_CHECK_VALUE((P == 0 || gates <= P) && !heads.gate_id.lt(0).any().item<bool>(),
-                    "heads_to_z: expected gate_id int64 [h] with values in [0, ", P,
-                    "), but got the largest ", gates - 1);
+  detail::check_gate_id("heads_to_z", heads.gate_id, heads.w1.size(0), P > 0 ? P : gates);
   auto Z = at::zeros({P > 0 ? P : gates, c, n, d}, heads.w1.options());
   for (int64_t p = 0; p < gates; ++p) {
     const auto own = heads.gate_id.eq(p).nonzero().squeeze(1);
@@ -210,7 +206,7 @@ TORCH_LIBRARY_FRAGMENT(kktorch, m) {
   m.def("_convex_recover_sequence_heads(Tensor C) -> (Tensor w1, Tensor w2, Tensor w3)");
   m.def("_convex_sequence_heads_to_z(Tensor w1, Tensor w2, Tensor w3) -> Tensor");
 }
-TORCH_LIBRARY_IMPL(kktorch, CPU, m) {
+TORCH_LIBRARY_IMPL(kktorch, CompositeExplicitAutograd, m) {
   m.impl("_convex_recover_heads", &recover_boxed);
   m.impl("_convex_heads_to_z", &heads_to_z_boxed);
   m.impl("_convex_reduce_heads", &reduce_heads);

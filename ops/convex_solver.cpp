@@ -13,112 +13,18 @@
 
 #include "ops/convex/inputs.h"
 #include "ops/convex/interrupt.h"
+#include "ops/convex/prepared.h"
 
 namespace kktorch {
 namespace {
 
 using at::Tensor;
-using csrc::PenaltyKind;
+using detail::prepare;
+using detail::Prepared;
 using detail::run_parallel;
-
-PenaltyKind penalty_of(std::string_view function, const std::string& name) {
-  if (name == "group") return PenaltyKind::kGroup;
-  if (name == "nuclear") return PenaltyKind::kNuclear;
-  if (name == "sequence") return PenaltyKind::kSequence;
-  if (name == "substochastic") return PenaltyKind::kSubstochastic;
-  TORCH_CHECK_VALUE(false, function,
-                    ": expected penalty one of group, nuclear, sequence, substochastic, but got ",
-                    name);
-}
-
-/// A checked problem: what the core takes, and the tensors that it points into.
-struct Prepared {
-  Tensor X, Y, gate;
-  csrc::Loss loss;
-  PenaltyKind penalty;
-  int64_t N, n, d, c, P;
-  bool is_double, is_sequence, is_ids;
-
-  template <typename T>
-  csrc::ConvexData<T> data() const {
-    csrc::ConvexData<T> data = {.N = N, .n = n, .d = d, .c = c, .P = P};
-    if (is_ids)
-      data.ids = X.const_data_ptr<int64_t>();
-    else
-      data.X = X.const_data_ptr<T>();
-    if (gate.defined()) data.gate = gate.const_data_ptr<uint8_t>();
-    data.loss = loss;
-    data.penalty = penalty;
-    data.targets = detail::targets_of<T>(Y);
-    return data;
-  }
-
-  /// Layout of the solver's state.
-  std::vector<int64_t> state_shape() const {
-    return is_sequence ? std::vector<int64_t>{2, n, c, n, d} : std::vector<int64_t>{P, c, n, d};
-  }
-  /// (sign, r, l, k, q) <-> (sign, l, q, r, k)
-  Tensor outer(const Tensor& Z) const {
-    return is_sequence ? Z.permute({0, 2, 4, 1, 3}).contiguous() : Z;
-  }
-  Tensor inner(const Tensor& Z) const {
-    return (is_sequence ? Z.permute({0, 3, 1, 4, 2}) : Z).contiguous();
-  }
-  std::vector<int64_t> prediction_shape() const {
-    return is_sequence ? std::vector<int64_t>{N, n, c} : std::vector<int64_t>{N, c};
-  }
-};
-
-void check_class_ids(std::string_view function, const Tensor& Y, int64_t c) {
-  const auto bad = Y.lt(0).logical_or(Y.ge(c));
-  if (!bad.any().item<bool>()) return;
-  const int64_t row = bad.flatten().nonzero()[0][0].item<int64_t>();
-  TORCH_CHECK_VALUE(false, function, ": expected class ids in [0, ", c, "), but got ",
-                    Y.flatten()[row].item<int64_t>(), " at row ", row);
-}
-
-Prepared prepare(std::string_view function, const Tensor& X, const Tensor& Y,
-                 const ConvexOptions& options) {
-  Prepared p;
-  p.loss = detail::loss_of(function, options.loss);
-  p.penalty = penalty_of(function, options.penalty);
-  p.is_sequence = p.penalty == PenaltyKind::kSequence || p.penalty == PenaltyKind::kSubstochastic;
-  detail::check_features(function, X, options.num_values);
-  detail::check_targets(function, X, Y, p.loss, p.is_sequence);
-  detail::check_gate(function, X, options.gate);
-  p.is_ids = options.num_values > 0;
-  TORCH_CHECK_VALUE(!p.is_sequence || (!options.gate && !p.is_ids), function,
-                    ": expected features and no gate for sequences, but got ",
-                    p.is_ids ? "token ids" : "a gate");
-  p.N = X.size(0);
-  p.n = X.size(1);
-  p.d = p.is_ids ? options.num_values : X.size(2);
-  p.P = options.gate ? options.gate->size(1) : 1;
-  p.c = detail::outputs_of(Y, options.classes);
-  if (!Y.is_floating_point()) {
-    TORCH_CHECK_VALUE(p.c >= 2, function, ": expected c >= 2 for cross_entropy, but got ", p.c);
-    check_class_ids(function, Y, p.c);
-  }
-  const int64_t variables = 2 * p.d * p.c * p.n * p.n;
-  TORCH_CHECK_VALUE(!p.is_sequence || variables <= 200000000, function,
-                    ": expected at most 2e8 variables, but got ", variables, "; reduce n, d or c");
-  p.X = X.contiguous();
-  p.is_double = X.scalar_type() != at::kFloat;
-  p.Y = (Y.is_floating_point() && p.is_ids ? Y.to(at::kDouble) : Y).contiguous();
-  if (options.gate) p.gate = options.gate->to(at::kByte).contiguous();
-  return p;
-}
 
 Tensor copy_of(const std::vector<double>& values, at::IntArrayRef shape) {
   return at::tensor(values, at::kDouble).view(shape);
-}
-
-void check_state(std::string_view function, const char* name, const Tensor& Z, const Prepared& p) {
-  const auto shape = p.outer(at::empty(p.state_shape(), at::kByte)).sizes().vec();
-  TORCH_CHECK(Z.sizes() == shape && Z.is_floating_point(), function, ": expected ", name,
-              p.is_sequence ? " of shape [2, c, d, n, n], " : " of shape [P, c, n, d], ",
-              at::IntArrayRef(shape), ", but got ", Z.scalar_type(), " ", Z.sizes());
-  detail::check_finite(function, name, Z);
 }
 
 template <typename T>
@@ -137,7 +43,7 @@ ConvexResult solved(const Prepared& p, double beta, const ConvexOptions& options
   };
   std::vector<T> start;
   if (options.Z0) {
-    check_state("solve", "Z0", *options.Z0, p);
+    detail::check_state("solve", "Z0", *options.Z0, p);
     const Tensor Z0 = p.inner(options.Z0->to(c10::CppTypeToScalarType<T>::value));
     start.assign(Z0.const_data_ptr<T>(), Z0.const_data_ptr<T>() + Z0.numel());
   }
@@ -226,7 +132,7 @@ ConvexCertificate certify(const Tensor& X, const Tensor& Y, double beta, const T
                           const ConvexOptions& options, const std::optional<Tensor>& hint) {
   const auto p = prepare("certify", X, Y, options);
   detail::check_beta("certify", beta);
-  check_state("certify", "Z", Z, p);
+  detail::check_state("certify", "Z", Z, p);
   const auto state = p.inner(Z.to(at::kDouble));
   Tensor lambda;
   if (hint) {
@@ -337,7 +243,7 @@ TORCH_LIBRARY_FRAGMENT(kktorch, m) {
       "_convex_beta_max(Tensor X, Tensor Y, str loss, str penalty, Tensor? gate, int num_values, "
       "int classes) -> float");
 }
-TORCH_LIBRARY_IMPL(kktorch, CPU, m) {
+TORCH_LIBRARY_IMPL(kktorch, CompositeExplicitAutograd, m) {
   m.impl("_convex_solve", &solve_boxed);
   m.impl("_convex_certify", &certify_boxed);
   m.impl("_convex_beta_max", &beta_max_boxed);

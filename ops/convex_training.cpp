@@ -20,6 +20,7 @@
 
 #include "ops/convex/inputs.h"
 #include "ops/convex/interrupt.h"
+#include "ops/convex/prepared.h"
 #include "ops/convex_attention.h"
 #include "ops/convex_solver.h"
 #include "ops/simplex_project.h"
@@ -56,10 +57,15 @@ class Problem {
     Phi = this->X.flatten(1);
   }
 
-  /// A_il = sum_j g_ij (w1_j' X_i w2_j) w3_jl, [N, c].
-  Tensor predictions(const Heads& heads) const {
-    if (is_wide(heads)) return convex_predict(X, heads_to_z(heads, P), gate_or_none());
-    return scores(heads).matmul(heads.w3);
+  struct Predictions {
+    Tensor A;       ///< A_il = sum_j g_ij (w1_j' X_i w2_j) w3_jl, [N, c]
+    Tensor scores;  ///< g_ij w1_j' X_i w2_j, [N, h]; none where A came without them
+  };
+  /// @param scores  of the same w1 and w2, if they are known.
+  Predictions predictions(const Heads& heads, const Tensor& scores = {}) const {
+    if (is_wide(heads)) return {convex_predict(X, heads_to_z(heads, P), gate_or_none()), {}};
+    const auto S = scores.defined() ? scores : gated(Phi.matmul(outer(heads).t()), heads);
+    return {S.matmul(heads.w3), S};
   }
 
   csrc::Targets<double> targets() const { return detail::targets_of<double>(Y); }
@@ -79,19 +85,20 @@ class Problem {
            (heads.w2.square().sum() + heads.w3.abs().sum(1).square().sum()).item<double>();
   }
   double objective(const Heads& heads) const {
-    return loss_of(predictions(heads)) + penalty_of(heads);
+    return loss_of(predictions(heads).A) + penalty_of(heads);
   }
 
-  /// What gradients are made of, from R = dL/dA; those that are wanted.
+  /// What gradients are made of, at the heads that predicted `now`; those that are wanted.
   struct Sums {
     Tensor C;   ///< sum_i g_ij (R w3')_ij X_i, [h, n, d]: dw1_j = C_j w2_j, dw2_j = C_j' w1_j
     Tensor w3;  ///< sum_i g_ij (w1_j' X_i w2_j) R_il, [h, c]
   };
-  Sums sums(const Tensor& R, const Heads& heads, bool C = true, bool w3 = true) const {
+  Sums sums(const Predictions& now, const Heads& heads, bool C = true, bool w3 = true) const {
+    const auto R = residual(now.A);
     Sums sums;
     if (!is_wide(heads)) {
       if (C) sums.C = gated(R.matmul(heads.w3.t()), heads).t().matmul(Phi).view({-1, n, d});
-      if (w3) sums.w3 = scores(heads).t().matmul(R);
+      if (w3) sums.w3 = now.scores.t().matmul(R);
       return sums;
     }
     const auto h = heads.w1.size(0);
@@ -120,8 +127,6 @@ class Problem {
   Tensor outer(const Heads& heads) const {
     return (heads.w1.unsqueeze(2) * heads.w2.unsqueeze(1)).flatten(1);
   }
-  /// S_ij = g_ij w1_j' X_i w2_j, [N, h].
-  Tensor scores(const Heads& heads) const { return gated(Phi.matmul(outer(heads).t()), heads); }
   Tensor gated(const Tensor& S, const Heads& heads) const {
     return gate.defined() ? S * gate.index_select(1, heads.gate_id) : S;
   }
@@ -157,8 +162,9 @@ class Palm : public Optimiser {
 
   double advance(Heads& heads) override {
     if (++cycle_ % kBalance == 0) balance(heads);
+    if (cycle_ == 1 || cycle_ % kBalance == 0) now_ = problem_.predictions(heads);
     for (int block = 0; block < 3; ++block) step(heads, block);
-    const double objective = problem_.objective(heads);
+    const double objective = problem_.loss_of(now_.A) + problem_.penalty_of(heads);
     if (cycle_ % kStall == 0) {
       stalled_ = before_ - objective < 1e-9 * std::abs(objective);
       before_ = objective;
@@ -170,8 +176,8 @@ class Palm : public Optimiser {
  private:
   static constexpr int64_t kBalance = 50, kStall = 50;
 
-  Tensor gradient(const Heads& heads, const Tensor& R, int block) const {
-    const auto sums = problem_.sums(R, heads, block != 2, block == 2);
+  Tensor gradient(const Heads& heads, int block) const {
+    const auto sums = problem_.sums(now_, heads, block != 2, block == 2);
     if (block == 2) return sums.w3;
     return block == 0 ? grad_w1(sums.C, heads) : grad_w2(sums.C, heads);
   }
@@ -183,21 +189,25 @@ class Palm : public Optimiser {
 
   void step(Heads& heads, int block) {
     Tensor& w = block == 0 ? heads.w1 : block == 1 ? heads.w2 : heads.w3;
-    const Tensor before = w, A = problem_.predictions(heads);
-    const double f = problem_.loss_of(A);
-    const auto g = gradient(heads, problem_.residual(A), block);
+    const Tensor before = w;
+    const double f = problem_.loss_of(now_.A);
+    const auto g = gradient(heads, block);
     double& lip = lip_[block];
     for (lip *= 0.7;; lip *= 2) {
       w = prox(before - g / lip, block, lip);
       const auto D = w - before;
       const double square = D.square().sum().item<double>();
       const double bound = f + (g * D).sum().item<double>() + lip / 2 * square;
-      const double now = problem_.loss_of(problem_.predictions(heads));
-      if (now <= bound + 1e-14 * std::abs(f) || lip > 1e30) return;
+      const auto trial = problem_.predictions(heads, block == 2 ? now_.scores : Tensor());
+      const double now = problem_.loss_of(trial.A);
+      if (!(now <= bound + 1e-14 * std::abs(f) || lip > 1e30)) continue;
+      now_ = trial;
+      return;
     }
   }
 
   const Problem& problem_;
+  Problem::Predictions now_;  ///< of the heads as they are
   double lip_[3] = {1, 1, 1}, before_ = std::numeric_limits<double>::infinity();
   int64_t cycle_ = 0;
   bool stalled_ = false;
@@ -216,8 +226,7 @@ class Adam : public Optimiser {
   }
 
   double advance(Heads& heads) override {
-    if (!predictions_.defined()) predictions_ = problem_.predictions(heads);
-    const auto sums = problem_.sums(problem_.residual(predictions_), heads);
+    const auto sums = problem_.sums(step_ > 0 ? now_ : problem_.predictions(heads), heads);
     auto g1 = grad_w1(sums.C, heads);
     const auto g2 = grad_w2(sums.C, heads) + problem_.beta * heads.w2;
     const auto g3 = sums.w3 + problem_.beta * heads.w3.abs().sum(1, true) * heads.w3.sign();
@@ -231,8 +240,8 @@ class Adam : public Optimiser {
     }
     heads.w2 = moved(heads.w2, g2, 1);
     heads.w3 = moved(heads.w3, g3, 2);
-    predictions_ = problem_.predictions(heads);
-    return problem_.loss_of(predictions_) + problem_.penalty_of(heads);
+    now_ = problem_.predictions(heads);
+    return problem_.loss_of(now_.A) + problem_.penalty_of(heads);
   }
 
  private:
@@ -250,7 +259,8 @@ class Adam : public Optimiser {
   bool softmax_;
   double lr_;
   int64_t steps_, step_ = 0;
-  Tensor logits_, predictions_;  // of the heads as they are
+  Tensor logits_;
+  Problem::Predictions now_;  ///< of the heads as they are, after the first step
   std::vector<Tensor> first_, second_;
 };
 
@@ -302,11 +312,11 @@ class Training {
     const int64_t h = start.w1.size(0);
     TORCH_CHECK(start.w1.sizes() == at::IntArrayRef({h, problem_.n}) &&
                     start.w2.sizes() == at::IntArrayRef({h, problem_.d}) &&
-                    start.w3.sizes() == at::IntArrayRef({h, problem_.c}) &&
-                    start.gate_id.sizes() == at::IntArrayRef({h}),
+                    start.w3.sizes() == at::IntArrayRef({h, problem_.c}),
                 "train_factored: expected a start w1 [h, ", problem_.n, "], w2 [h, ", problem_.d,
-                "], w3 [h, ", problem_.c, "], gate_id [h], but got ", start.w1.sizes(), ", ",
-                start.w2.sizes(), ", ", start.w3.sizes(), ", ", start.gate_id.sizes());
+                "], w3 [h, ", problem_.c, "], but got ", start.w1.sizes(), ", ", start.w2.sizes(),
+                ", ", start.w3.sizes());
+    detail::check_gate_id("train_factored", start.gate_id, h, problem_.P);
     TORCH_CHECK_VALUE(start.w2.ne(0).any().item<bool>() && start.w3.ne(0).any().item<bool>(),
                       "train_factored: expected a start with a head that is not zero (a saddle), "
                       "but got zeros");
@@ -400,10 +410,11 @@ class Training {
 
 FactoredResult train_factored(const Tensor& X, const Tensor& Y, double beta,
                               const FactoredOptions& options) {
-  detail::check_features("train_factored", X, 0);
-  detail::check_targets("train_factored", X, Y, detail::loss_of("train_factored", options.loss),
-                        false);
-  detail::check_gate("train_factored", X, options.gate);
+  ConvexOptions program;
+  program.loss = options.loss;
+  program.gate = options.gate;
+  program.classes = options.classes;
+  detail::prepare("train_factored", X, Y, program);
   detail::check_beta("train_factored", beta);
   TORCH_CHECK_VALUE(options.optimiser == "palm" || options.optimiser == "adam" ||
                         options.optimiser == "adam_softmax",
@@ -451,6 +462,8 @@ TORCH_LIBRARY_FRAGMENT(kktorch, m) {
       "float tol_rel, int seed, Tensor[] start, Tensor? multipliers) -> (Tensor w1, Tensor w2, "
       "Tensor w3, Tensor gate_id, Tensor history, Tensor numbers, str status)");
 }
-TORCH_LIBRARY_IMPL(kktorch, CPU, m) { m.impl("_convex_train_factored", &train_boxed); }
+TORCH_LIBRARY_IMPL(kktorch, CompositeExplicitAutograd, m) {
+  m.impl("_convex_train_factored", &train_boxed);
+}
 
 }  // namespace kktorch

@@ -24,18 +24,6 @@ int64_t rows_per_sample(const ConvexData<T>& data) {
   return is_sequence(data.penalty) ? data.n : 1;
 }
 
-template <typename T>
-Samples<T> samples_of(const ConvexData<T>& data) {
-  return {.N = data.N,
-          .D = data.n * data.d,
-          .P = data.P,
-          .wide = data.X,
-          .ids = data.ids,
-          .n = data.n,
-          .V = data.d,
-          .gate = data.gate};
-}
-
 /// The samples for sums in float64.
 template <typename T>
 Samples<double> wide_samples_of(const ConvexData<T>& data) {

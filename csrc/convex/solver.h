@@ -29,6 +29,19 @@ struct ConvexData {
   PenaltyKind penalty = PenaltyKind::kGroup;
 };
 
+/// The samples that its predictions are made of.
+template <typename T>
+Samples<T> samples_of(const ConvexData<T>& data) {
+  return {.N = data.N,
+          .D = data.n * data.d,
+          .P = data.P,
+          .wide = data.X,
+          .ids = data.ids,
+          .n = data.n,
+          .V = data.d,
+          .gate = data.gate};
+}
+
 struct SolveOptions {
   double tol_rel = 1e-6, tol_abs = 0;
   int64_t max_iter = 20000, screen_every = 10;  ///< screen_every = 0: no screening

@@ -157,6 +157,17 @@ void check_gate(std::string_view function, const Tensor& X, const std::optional<
                     gate->sizes());
 }
 
+void check_gate_id(std::string_view function, const Tensor& gate_id, int64_t h, int64_t P) {
+  TORCH_CHECK(gate_id.scalar_type() == at::kLong && gate_id.dim() == 1 && gate_id.size(0) == h,
+              function, ": expected gate_id int64 [h] with values in [0, P), h = ", h, ", but got ",
+              gate_id.scalar_type(), " ", gate_id.sizes());
+  if (h == 0) return;
+  const auto least = gate_id.min().item<int64_t>(), largest = gate_id.max().item<int64_t>();
+  TORCH_CHECK_VALUE(least >= 0 && largest < P, function,
+                    ": expected gate_id int64 [h] with values in [0, ", P, "), but got ",
+                    least < 0 ? least : largest);
+}
+
 void check_beta(std::string_view function, double beta) {
   TORCH_CHECK_VALUE(std::isfinite(beta) && beta > 0, function,
                     ": expected finite beta > 0, but got ", beta);

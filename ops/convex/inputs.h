@@ -25,6 +25,9 @@ void check_targets(std::string_view function, const at::Tensor& X, const at::Ten
 void check_gate(std::string_view function, const at::Tensor& X,
                 const std::optional<at::Tensor>& gate);
 
+/// gate_id int64 [h] with values in [0, P).
+void check_gate_id(std::string_view function, const at::Tensor& gate_id, int64_t h, int64_t P);
+
 void check_beta(std::string_view function, double beta);
 
 /// The first entry that is not finite is named.

@@ -103,6 +103,20 @@ def test_torch_files_are_read(kk, tmp_path, form):
     kk("convex", "solve", *files, "--out", tmp_path / "run")
 
 
+@pytest.mark.parametrize("version, dtype, order", [(1, "f8", "F"), (2, "f4", "C"), (3, "f8", "C")])
+def test_every_version_of_npy_is_read(kk, tmp_path, version, dtype, order):
+    arrays = {name: t.numpy().astype(dtype) for name, t in zip("XY", golden(), strict=False)}
+    for name, array in arrays.items():
+        with open(tmp_path / f"{name}.npy", "wb") as file:
+            np.lib.format.write_array(file, np.asarray(array, order=order), (version, 0))
+    files = ["--features", tmp_path / "X.npy", "--targets", tmp_path / "Y.npy"]
+    kk("convex", "solve", *files, "--out", tmp_path / "run")
+    (found,) = json.loads((tmp_path / "run/result.json").read_text())["solutions"]
+    X, Y = (torch.from_numpy(array) for array in arrays.values())
+    expected = convex.solve(X, Y, 0.1 * convex.beta_max(X, Y))
+    assert found["objective"] == pytest.approx(expected.F, rel=1e-6)
+
+
 def bad_files(folder):
     X = golden()[0].numpy()
     np.savez(folder / "archive.npz", X=X)
@@ -122,10 +136,14 @@ def bad_files(folder):
     yield "cut.npy", "expected 1280 bytes, but got 1272"
     torch.save(torch.ones(3), folder / "legacy.pt", _use_new_zipfile_serialization=False)
     yield "legacy.pt", "expected a .pt file with a tensor or a dictionary of tensors"
+    torch.jit.save(torch.jit.script(torch.nn.Linear(2, 3)), folder / "script.pt")
+    yield "script.pt", "expected a .pt file with a tensor or a dictionary of tensors"
     torch.save({"other": torch.ones(3)}, folder / "key.pt")
     yield "key.pt", "expected an entry X, but got none"
     torch.save([1, 2], folder / "list.pt")
     yield "list.pt", "expected a .pt file with a tensor or a dictionary of tensors, but got a"
+    np.savez(folder / "arrays.npz", X=X)
+    yield "arrays.npz", "expected a .npy or .pt file, but got another extension"
     (folder / "text.csv").write_text("1,2")
     yield "text.csv", "expected a .npy or .pt file, but got another extension"
     yield "absent.npy", "expected a file, but got none"

@@ -223,7 +223,9 @@ ERRORS = [
     (project, (torch.tensor(1.0),), {}, "expected v with a dimension, but got a scalar"),
     (project, (torch.zeros(3, 0),), {}, "expected a dimension 1 that is not empty, but got v"),
     (project, (torch.zeros(3),), {"radius": 0.0}, "expected finite radius > 0, but got 0"),
+    (project, (torch.zeros(3),), {"radius": -1.0}, "expected finite radius > 0, but got -1"),
     (project, (torch.zeros(3),), {"radius": torch.inf}, "expected finite radius > 0, but got inf"),
+    (project, (torch.zeros(3),), {"radius": torch.nan}, "expected finite radius > 0, but got nan"),
     (
         shrink,
         (torch.zeros(3).int(), torch.tensor(1.0)),
@@ -251,5 +253,6 @@ def test_a_wrong_argument_is_named(op, arguments, options, message, device):
 
 
 def test_negative_tau_is_refused():
-    with pytest.raises(ValueError, match="group_soft_threshold: expected tau >= 0, but got -1"):
-        shrink(torch.zeros(2, 3), torch.tensor([0.5, -1]))
+    for value in (-1, torch.nan):
+        with pytest.raises(ValueError, match=f"expected tau >= 0, but got {value}"):
+            shrink(torch.zeros(2, 3), torch.tensor([0.5, value]))

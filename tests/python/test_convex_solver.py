@@ -167,6 +167,11 @@ def test_recovered_heads_attain_the_optimum(loss, gated):
     assert len(heads.w1) == s.active_groups
     value = factored_objective(X, Y, heads, s.beta, loss, gates)
     assert abs(value - s.F) <= 1e-13 * s.F
+    A = torch.ops.kktorch.convex_attention(
+        X, *heads[:3], gate=gates, gate_id=None if gates is None else heads.gate_id
+    )
+    expected = predictions(X, s.Z, gates)
+    assert (A - expected).abs().max() <= 1e-13 * expected.abs().max()
     P = s.Z.shape[0]
     assert (convex.heads_to_z(heads, P) - s.Z).abs().max() <= 1e-14
     padded = convex.recover_heads(s.Z, len(heads.w1) + 3)
@@ -238,6 +243,8 @@ def test_reduced_heads_predict_the_same():
         before, after = predictions(X, start, gates), predictions(X, reduced, gates)
         assert (before - after).abs().max() <= 1e-9 * before.abs().max()
         assert reduced.norm(dim=-1).sum() <= start.norm(dim=-1).sum() * (1 + 1e-12)
+        F = objective(X, Y, start, beta, gates=gates)
+        assert objective(X, Y, reduced, beta, gates=gates) <= F * (1 + 1e-12)
 
 
 # Sequences
@@ -388,12 +395,19 @@ ERRORS = [
     ({"X": torch.zeros(12, 0, 3)}, "X of shape [N, n, d] with n, d >= 1, but got [12, 0, 3]"),
     ({"X": torch.zeros(12, 4, 3, dtype=torch.int32)}, "dtype float32 or float64, but got X Int"),
     ({"X": torch.zeros(12, 4, 3).half()}, "dtype float32 or float64, but got X Half"),
+    ({"X": torch.zeros(12, 4, 3).to(torch.complex128)}, "dtype float32 or float64, but got X Comp"),
+    ({"X": torch.zeros(12, 4, 3).to_sparse()}, "dense X on the CPU, but got Sparse on cpu"),
+    ({"X": torch.zeros(12, 4, 3, device="meta")}, "dense X on the CPU, but got Strided on meta"),
     ({"Y": torch.zeros(11, 3).double()}, "Y with 12 rows, but got [11, 3]"),
+    ({"Y": torch.zeros(12).double()}, "Y of shape [N, c], but got [12]"),
+    ({"Y": torch.zeros(12).long()}, "one device and one dtype for all tensors, but got X Double"),
     ({"Y": torch.zeros(12, 3)}, "one device and one dtype for all tensors, but got X Double"),
     ({"X": NAN}, "finite values in X, but got nan at [3, 2, 1]"),
     ({"Y": NAN[:, :, 1] * 1}, "finite values in Y, but got nan at [3, 2]"),
     ({"beta": 0.0}, "finite beta > 0, but got 0"),
+    ({"beta": -1.0}, "finite beta > 0, but got -1"),
     ({"beta": math.inf}, "finite beta > 0, but got inf"),
+    ({"beta": math.nan}, "finite beta > 0, but got nan"),
     (
         {"loss": "logistic", "Y": torch.eye(12, dtype=torch.float64) * 1.5 - 1},
         "logistic targets -1 or +1, but got 0.5 at [0, 0]",
@@ -423,9 +437,16 @@ ERRORS = [
         "c >= 2 for cross_entropy, but got 1",
     ),
     (
+        {"loss": "cross_entropy", "Y": torch.zeros(12, dtype=torch.int64)},
+        "c >= 2 for cross_entropy, but got 1",
+    ),
+    ({"X": torch.zeros(12, 4).long(), "num_values": -1}, "dtype float32 or float64, but got X Lon"),
+    ({"num_values": 3}, "token ids X int64 of shape [N, n] with N, n >= 1, but got Double"),
+    (
         {"gates": torch.ones(11, 2)},
         "gate of shape [N, P] with entries 0 or 1, N = 12, but got [11, 2]",
     ),
+    ({"gates": torch.full((12, 2), 0.5)}, "gate of shape [N, P] with entries 0 or 1"),
     ({"gates": torch.full((12, 2), 2)}, "gate of shape [N, P] with entries 0 or 1"),
     ({"gates": torch.zeros(12, 2)}, "at least one gate open on at least one sample, but got none"),
     ({"Z0": torch.zeros(1, 3, 4, 2)}, "Z0 of shape [P, c, n, d], [1, 3, 4, 3], but got"),
@@ -462,6 +483,8 @@ def test_errors_of_the_other_functions():
         convex.beta_max(X, Y[1:])
     with pytest.raises(RuntimeError, match=r"certify: expected Z of shape \[P, c, n, d\]"):
         convex.certify(X, Y, 1.0, torch.zeros(2, 3, 4, 3))
+    with pytest.raises(RuntimeError, match=r"certify: expected multipliers of shape \[12, 3\]"):
+        convex.certify(X, Y, 1.0, torch.zeros(1, 3, 4, 3), multipliers=Y[1:])
     with pytest.raises(ValueError, match="solve_sequence: expected at most 2e8 variables, but got"):
         big = torch.zeros(1, 3000, 4)
         convex.solve_sequence(big, torch.zeros(1, 3000, 3), 1.0)
@@ -472,5 +495,25 @@ def test_errors_of_the_other_functions():
         ValueError, match=r"heads_to_z: expected gate_id int64 \[h\] with values in"
     ):
         convex.heads_to_z(convex.Heads(*[torch.ones(4, 2)] * 3, ids + 5), 2)
+    for wrong in (ids[1:], ids.int()):
+        with pytest.raises(RuntimeError, match=r"heads_to_z: expected gate_id int64 \[h\]"):
+            convex.heads_to_z(convex.Heads(*[torch.ones(4, 2)] * 3, wrong), 2)
     with pytest.raises(ValueError, match="reduce_heads: expected at most 5e7 entries"):
         convex.reduce_heads(torch.ones(1, 600, 50, 1), torch.zeros(40, 50, 1))
+
+
+def test_errors_of_gates():
+    X, Y, _ = golden()
+    s = convex.solve(X, Y, 1.0)
+    with pytest.raises(RuntimeError, match=r"gate_report: expected gate of shape \[N, P\] with"):
+        convex.gate_report(X, Y, s, torch.full((12, 2), 3))
+    with pytest.raises(RuntimeError, match="gate_report: expected Y with 12 rows"):
+        convex.gate_report(X, Y[1:], s, torch.ones(12, 2))
+    with pytest.raises(RuntimeError, match=r"gate_report: expected Z of shape \[P, c, n, d\]"):
+        convex.gate_report(X, Y, s, torch.ones(12, 2), gates=torch.ones(12, 2))
+    with pytest.raises(ValueError, match="sample_gates: expected P >= 1, but got 0"):
+        convex.sample_gates(X, 0, seed=1)
+    with pytest.raises(ValueError, match="expected dist one of gaussian, simplex, but got uniform"):
+        convex.sample_gates(X, 2, seed=1, dist="uniform")
+    with pytest.raises(RuntimeError, match=r"apply_gates: expected X \[N, n, d\], u1 \[P, n\]"):
+        convex.apply_gates(X[:, 1:], convex.sample_gates(X, 2, seed=1))

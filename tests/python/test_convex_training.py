@@ -81,3 +81,11 @@ def test_a_wrong_argument_is_named():
         convex.train_factored(
             X, Y, 1.0, start=convex.Heads(zero.w2, zero.w2, zero.w3, zero.gate_id)
         )
+    good = convex.Heads(zero.w1 + 0.25, zero.w2 + 1, zero.w3 + 1, zero.gate_id)
+    with pytest.raises(ValueError, match=r"expected gate_id int64 \[h\] with values in \[0, 1\)"):
+        convex.train_factored(X, Y, 1.0, start=good._replace(gate_id=zero.gate_id + 1))
+    with pytest.raises(RuntimeError, match=r"train_factored: expected gate_id int64 \[h\]"):
+        convex.train_factored(X, Y, 1.0, start=good._replace(gate_id=zero.gate_id[1:]))
+    with pytest.raises(ValueError, match=r"expected class ids in \[0, 2\), but got 2 at row 2"):
+        ids = torch.arange(12) % 3
+        convex.train_factored(X, ids, 1.0, heads=2, loss="cross_entropy", classes=2)

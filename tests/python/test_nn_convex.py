@@ -60,6 +60,30 @@ def test_a_row_outside_of_the_simplex_is_named(name, weight):
     module(X)
 
 
+def test_the_tolerance_of_the_simplex_is_that_of_the_dtype():
+    for dtype, inside, outside in ((torch.float32, 5e-6, 5e-5), (torch.float64, 5e-10, 5e-9)):
+        module, X = MODULES["convex"]().to(dtype), torch.randn(2, 4, 3, dtype=dtype)
+        module.project()
+        start = module.w1.detach().clone()
+        for distance in (inside, outside):
+            module.w1.detach().copy_(start)
+            module.w1.detach()[1, 0] += distance
+            if distance == inside:
+                module(X)
+                continue
+            with pytest.raises(ValueError, match="w1 rows in the simplex, but got row 1 with sum"):
+                module(X)
+
+
+def test_an_id_without_a_gate_is_named():
+    module, X = MODULES["gated"](), torch.randn(2, 4, 3)
+    for value in (3, -1):
+        module.gate_id[2] = value
+        message = rf"expected gate_id int64 \[h\] with values in \[0, 3\), but got {value}"
+        with pytest.raises(ValueError, match=f"ConvexAttention: {message}"):
+            module(X)
+
+
 @pytest.mark.parametrize("name", MODULES)
 def test_torchscript_and_export(name):
     module = MODULES[name]()

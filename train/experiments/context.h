@@ -22,6 +22,12 @@ class Interrupted : public std::exception {
 /// @throws Interrupted after Ctrl-C or SIGTERM.
 void stop_if_interrupted();
 
+/// For the `progress` of a solve or a training: goes on, or throws Interrupted as above.
+inline constexpr auto unless_interrupted = [](const auto&...) {
+  stop_if_interrupted();
+  return true;
+};
+
 class Context {
  public:
   /// @param invariants  what a violated bound of an experiment on training dynamics does.

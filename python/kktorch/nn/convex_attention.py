@@ -21,6 +21,18 @@ def _check_simplex(module: str, name: str, w: Tensor) -> None:
         )
 
 
+def _check_gate_id(gate_id: Tensor, gates: int) -> None:
+    """That heads have gates that exist: recovered heads bring ids of their own."""
+    if torch.compiler.is_compiling() or gate_id.is_meta or gates == 0 or len(gate_id) == 0:
+        return
+    least, largest = int(gate_id.min()), int(gate_id.max())
+    if least < 0 or largest >= gates:
+        raise ValueError(
+            f"ConvexAttention: expected gate_id int64 [h] with values in [0, {gates}), but got "
+            f"{least if least < 0 else largest}"
+        )
+
+
 class ConvexAttention(nn.Module):
     """``f(X) = sum_j g_j(X) (w1_j' X w2_j) w3_j`` (arXiv 2211.11052, (11) and (13)).
 
@@ -32,7 +44,7 @@ class ConvexAttention(nn.Module):
 
     Attributes:
         w1: [h, n], rows in the simplex: call :meth:`project` after an optimiser's step; forward
-            raises ValueError for a row outside.
+            raises ValueError for a row outside, and for an id in ``gate_id`` without a gate.
         w2: [h, d].  w3: [h, c].
     """
 
@@ -64,6 +76,7 @@ class ConvexAttention(nn.Module):
     @torch.jit.ignore
     def _check(self) -> None:
         _check_simplex("ConvexAttention", "w1", self.w1)
+        _check_gate_id(self.gate_id, self.gates)
 
     def penalty(self) -> Tensor:
         """``sum_j (|w2_j|^2 + |w3_j|_1^2) / 2``, which beta multiplies in the objective."""

@@ -9,62 +9,41 @@
 
 #include "csrc/convex/design.h"
 #include "csrc/convex/loss.h"
-#include "ops/convex/inputs.h"
+#include "ops/convex/prepared.h"
 
 namespace kktorch::convex {
 namespace {
 
 using at::Tensor;
 
+Tensor in_float64(const Tensor& t) { return t.is_floating_point() ? t.to(at::kDouble) : t; }
+
 /// The data term and its gradient at Z, in one read of the samples.
 class DataTerm {
  public:
   DataTerm(const Tensor& X, const Tensor& Y, const ConvexOptions& options)
-      : loss_(detail::loss_of("adam_on_z", options.loss)),
-        is_ids_(options.num_values > 0),
-        X_(is_ids_ ? X.contiguous() : X.to(at::kDouble).contiguous()),
-        Y_(Y.is_floating_point() ? Y.to(at::kDouble).contiguous() : Y.contiguous()),
-        gate_(options.gate ? options.gate->to(at::kByte).contiguous() : Tensor()),
-        P_(options.gate ? options.gate->size(1) : 1),
-        c_(detail::outputs_of(Y, options.classes)),
-        n_(X.size(1)),
-        d_(is_ids_ ? options.num_values : X.size(2)),
-        R_(torch::empty({X.size(0), c_}, at::kDouble)),
-        design_(samples(), detail::run_parallel) {}
+      : problem_(detail::prepare("adam_on_z", in_float64(X), in_float64(Y), options)),
+        data_(problem_.data<double>()),
+        R_(torch::empty(problem_.prediction_shape(), at::kDouble)),
+        design_(csrc::samples_of(data_), detail::run_parallel) {}
 
-  std::vector<int64_t> shape() const { return {P_, c_, n_, d_}; }
+  std::vector<int64_t> shape() const { return problem_.state_shape(); }
 
   double evaluate(const Tensor& Z, Tensor& G) {
     std::vector<double> losses(design_.blocks());
     const auto head = [&](int64_t block, int64_t first, int64_t count, const double* A) {
-      double* R = R_.mutable_data_ptr<double>() + first * c_;
-      losses[block] = csrc::loss_of_rows(loss_, A, targets(), first, count, c_);
-      csrc::gradient_of_rows(loss_, A, targets(), first, count, c_, R);
+      double* R = R_.mutable_data_ptr<double>() + first * data_.c;
+      losses[block] = csrc::loss_of_rows(data_.loss, A, data_.targets, first, count, data_.c);
+      csrc::gradient_of_rows(data_.loss, A, data_.targets, first, count, data_.c, R);
       return static_cast<const double*>(R);
     };
-    design_.pass(Z.const_data_ptr<double>(), c_, head, G.mutable_data_ptr<double>());
+    design_.pass(Z.const_data_ptr<double>(), data_.c, head, G.mutable_data_ptr<double>());
     return std::accumulate(losses.begin(), losses.end(), 0.);
   }
 
  private:
-  csrc::Samples<double> samples() const {
-    csrc::Samples<double> samples = {.N = X_.size(0), .D = n_ * d_, .P = P_};
-    if (is_ids_) {
-      samples.ids = X_.const_data_ptr<int64_t>();
-      samples.n = n_;
-      samples.V = d_;
-    } else {
-      samples.wide = X_.const_data_ptr<double>();
-    }
-    if (gate_.defined()) samples.gate = gate_.const_data_ptr<uint8_t>();
-    return samples;
-  }
-  csrc::Targets<double> targets() const { return detail::targets_of<double>(Y_); }
-
-  csrc::Loss loss_;
-  bool is_ids_;
-  Tensor X_, Y_, gate_;
-  int64_t P_, c_, n_, d_;
+  detail::Prepared problem_;
+  csrc::ConvexData<double> data_;
   Tensor R_;
   csrc::Design<double> design_;
 };

@@ -111,10 +111,7 @@ ConvexOptions options_of(const json& s, const Program& program) {
   options.classes = s.at("prime");
   options.tol_rel = s.at("tolerance");
   options.max_iter = s.at("iterations");
-  options.progress = [](const csrc::Iterate&) {
-    stop_if_interrupted();
-    return true;
-  };
+  options.progress = unless_interrupted;
   return options;
 }
 
@@ -170,13 +167,9 @@ json solve_by_adam(const json& s, const Program& program, int64_t P, uint64_t se
   const auto& X = program.train.X;
   const double rho = s.at("rhos").back(), beta = rho * beta_max(X, program.answers, options);
   const auto start = Clock::now();
-  const auto Z = adam_on_z(X, program.answers, beta, options,
-                           {.rate = s.at("adam_rate"),
-                            .steps = s.at("adam_steps"),
-                            .progress = [](int64_t, double, const Tensor&) {
-                              stop_if_interrupted();
-                              return true;
-                            }});
+  const auto Z = adam_on_z(
+      X, program.answers, beta, options,
+      {.rate = s.at("adam_rate"), .steps = s.at("adam_steps"), .progress = unless_interrupted});
   auto r = shrunk(X, program.answers, beta, options, Z, 0);
   r.iterations += s.at("adam_steps").get<int64_t>();
   return {{"points", json::array({point_of(program, gates, rho, r, seconds_since(start))})}};

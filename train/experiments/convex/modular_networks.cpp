@@ -229,10 +229,7 @@ json refit(const json& s, const Blocks& model, const Split& split, int64_t updat
   options.gate = gate;
   options.tol_rel = s.at("tolerance");
   options.max_iter = s.at("refit_iterations");
-  options.progress = [](const csrc::Iterate&) {
-    stop_if_interrupted();
-    return true;
-  };
+  options.progress = unless_interrupted;
   const auto& Y = split.train.answers;
   const double rho = s.at("rhos").back();
   const auto start = Clock::now();

@@ -168,10 +168,7 @@ json convex_student(const Lesson& lesson) {
   const auto& [s, data, beta, seed, is_followed] = lesson;
   ConvexOptions options;
   options.tol_rel = s.at("tolerance");
-  options.progress = [](const csrc::Iterate&) {
-    stop_if_interrupted();
-    return true;
-  };
+  options.progress = unless_interrupted;
   Curve watch(lesson);
   const auto r = solve(data.X, data.Y, beta, options);
   const double seconds = watch.seconds();

@@ -311,6 +311,11 @@ TEST_F(ConvexSolver, TokenIdsAreOneHotFeatures) {
   const auto a = solve_convex(dense, 0.2 * beta_max, options, {}, serial);
   const auto b = solve_convex(sparse, 0.2 * beta_max, options, {}, serial);
   EXPECT_NEAR(a.objective, b.objective, 1e-11 * a.objective);
+  // The same point by both: predictions and gradients are those of one another to rounding.
+  const auto by_features = certify_convex(dense, 0.2 * beta_max, b.Z.data(), nullptr, serial);
+  const auto by_ids = certify_convex(sparse, 0.2 * beta_max, b.Z.data(), nullptr, serial);
+  EXPECT_NEAR(by_ids.objective, by_features.objective, 1e-12 * by_features.objective);
+  EXPECT_NEAR(by_ids.dual, by_features.dual, 1e-12 * by_features.objective);
 }
 
 TEST_F(ConvexSolver, APassIsTwoProductsHoweverItIsCut) {

@@ -454,7 +454,7 @@ Experiment modular() {
           "the delay itself at presets smoke and quick, whose training is truncated; the "
           "paper's split, penalty and optimiser, which it does not state. Blocks trained end to "
           "end are not a convex problem. Gates are a sample: others might do better.",
-      .times = {"5 s", "20 min", "hours"},
+      .times = {"5 s", "10 min", "hours"},
       .settings = settings,
       .run = run};
 }

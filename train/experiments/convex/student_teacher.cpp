@@ -83,9 +83,10 @@ double chosen_rate(const Lesson& lesson,
   return rate;
 }
 
-/// All students of one seed and one penalty.
-json compare(const json& s, const StudentData& data, uint64_t seed, double rho) {
-  const Lesson lesson = {s, data, rho * beta_max(data.X, data.Y), seed};
+/// All students of one seed and one penalty; curves only where they are drawn, for they cost as
+/// much as the training.
+json compare(const json& s, const StudentData& data, uint64_t seed, double rho, bool is_drawn) {
+  const Lesson lesson = {s, data, rho * beta_max(data.X, data.Y), seed, is_drawn};
   json students = json::array();
   const auto add = [&](const std::function<json(const Lesson&, double)>& student) {
     const double rate = chosen_rate(lesson, student);
@@ -394,10 +395,12 @@ Findings run(Context& context) {
   Runs runs;
   for (const double rho : rhos) {
     runs.emplace_back();
-    for (const auto seed : context.seeds())
-      runs.back().push_back(
-          context.part(fmt::format("rho{:g}-seed{}", rho, seed),
-                       [&](const auto&) { return compare(s, data.at(seed), seed, rho); }));
+    for (const auto seed : context.seeds()) {
+      const bool is_drawn = rho == rhos.back() && seed == context.seeds().front();
+      runs.back().push_back(context.part(
+          fmt::format("rho{:g}-seed{}", rho, seed),
+          [&](const auto&) { return compare(s, data.at(seed), seed, rho, is_drawn); }));
+    }
   }
   std::vector<json> paths;
   for (const auto seed : context.seeds())

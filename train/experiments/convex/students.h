@@ -13,7 +13,7 @@ struct Lesson {
   const StudentData& data;
   double beta;
   uint64_t seed;
-  bool is_followed = true;  ///< evaluate it along its training, for "curve"
+  bool is_followed;  ///< evaluate it along its training, for "curve"
 };
 
 /// Every student is {"seconds", "train loss", "train R2", "test loss", "test R2", "map": [n],

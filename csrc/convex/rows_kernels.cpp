@@ -295,7 +295,8 @@ template <typename T, typename A = acc_t<T>>
 int64_t project_short(Rows<const T> v, int64_t rows, int64_t size, double radius, Rows<T> w) {
   constexpr int kL = kLanes<A>;
   alignas(kVectorBytes) A upright[kL * kShort], columns[kL * kShort];
-  const int64_t width = (size + kL - 1) / kL * kL;  // a multiple of kUnroll
+  constexpr int64_t kStep = std::max(kL, kUnroll);
+  const int64_t width = (size + kStep - 1) / kStep * kStep;
   int64_t steps = 0;
   for (int64_t first = 0; first < rows; first += kL) {
     const int64_t count = std::min<int64_t>(kL, rows - first);

@@ -440,7 +440,7 @@ Experiment student_teacher() {
           "anything about BERT, unless its features come from files: the other teachers are "
           "synthetic. Softmax attention has another regulariser, so that only data loss and "
           "test error compare. Times are of these programs on this machine.",
-      .times = {"5 s", "20 min", "hours"},
+      .times = {"5 s", "1 h", "hours"},
       .settings = settings,
       .choices = {{"teacher", {"random", "trained", "file"}}, {"features", {}}, {"targets", {}}},
       .run = run};

@@ -82,8 +82,8 @@ void run_forward(const AttentionProblem& p, const Tensor& statistics, bool measu
   const int64_t scratch_size = kernels.forward_scratch(problem);
   const int64_t key_parts = forward_key_parts(p), row_size = p.Dv() + 2;
   const int64_t parts = key_parts > 1 ? key_parts : query_parts(p);
-  const auto sums =
-      at::empty({p.B(), p.H(), key_parts > 1 ? key_parts : 0, p.M(), row_size}, p.beta.options());
+  Tensor sums;
+  if (key_parts > 1) sums = at::empty({p.B(), p.H(), key_parts, p.M(), row_size}, p.beta.options());
   const auto sums_of = [&](int64_t b, int64_t h) {
     return sums.template mutable_data_ptr<A>() + (b * p.H() + h) * key_parts * p.M() * row_size;
   };

@@ -209,7 +209,7 @@ double Design<T>::squared_norm() const {
     const double previous = norm;
     norm = normalise(next);  // |F'F v| <= the largest eigenvalue
     std::swap(v, next);
-    if (norm == 0 || std::abs(norm - previous) < 1e-4 * norm) break;
+    if (norm == 0 || std::abs(norm - previous) < 1e-3 * norm) break;
   }
   return norm;
 }

@@ -30,20 +30,37 @@ struct Samples {
   const uint8_t* gate = nullptr;  ///< [N, P], or null: P = 1, open
 };
 
+/// What a first-order method sees of it: predictions and gradients, by blocks of samples.
 template <typename T>
-class Design {
+class LinearMap {
  public:
-  Design(const Samples<T>& samples, Parallel parallel);
+  virtual ~LinearMap() = default;
 
   /// R of the block [first, first + count) from its A, both [count, c]; `block` counts the blocks.
   /// The result may lie in A.
   using Head = std::function<const T*(int64_t block, int64_t first, int64_t count, T* A)>;
 
-  /// W: [P, c, D]; G: likewise, or null where it is not wanted. Counts as one read.
-  void pass(const T* W, int64_t c, const Head& head, T* G) const;
+  /// One read: A of W, R by `head`, and G, of the shape of W, or null where it is not wanted.
+  virtual void pass(const T* W, int64_t c, const Head& head, T* G) const = 0;
 
+  virtual int64_t N() const = 0;
   /// Number of blocks of a pass.
-  int64_t blocks() const { return (samples_.N + block_rows_ - 1) / block_rows_; }
+  virtual int64_t blocks() const = 0;
+  virtual const Parallel& parallel() const = 0;
+};
+
+/// W and G: [P, c, D].
+template <typename T>
+class Design : public LinearMap<T> {
+ public:
+  using typename LinearMap<T>::Head;
+
+  Design(const Samples<T>& samples, Parallel parallel);
+
+  void pass(const T* W, int64_t c, const Head& head, T* G) const override;
+
+  int64_t N() const override { return samples_.N; }
+  int64_t blocks() const override { return (samples_.N + block_rows_ - 1) / block_rows_; }
   int64_t block_rows() const { return block_rows_; }
 
   /// Largest squared singular value of the map of one output, by power iteration from a fixed
@@ -51,7 +68,7 @@ class Design {
   double squared_norm() const;
 
   const Samples<T>& samples() const { return samples_; }
-  const Parallel& parallel() const { return parallel_; }
+  const Parallel& parallel() const override { return parallel_; }
   int64_t reads() const { return reads_; }
 
  private:

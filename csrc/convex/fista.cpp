@@ -15,7 +15,7 @@ std::string_view status_name(Status status) {
 template <typename T>
 Fista<T>::Fista(const ConvexProgram<T>& program, double lip)
     : program_(program), lip_(lip), best_dual_(-std::numeric_limits<double>::infinity()) {
-  const int64_t outputs = program.design->samples().N * program.outputs();
+  const int64_t outputs = program.design->N() * program.outputs();
   const int64_t map = program.penalty->map_size();
   for (auto* a : {&AZ_, &AV_, &An_, &AVn_, &R_, &Rn_}) a->assign(outputs, T(0));
   for (auto* a : {&G_, &Gn_}) a->assign(map, T(0));

@@ -30,7 +30,7 @@ std::string_view status_name(Status status);
 
 template <typename T>
 struct ConvexProgram {
-  const Design<T>* design;
+  const LinearMap<T>* design;
   Penalty<T>* penalty;
   Loss loss;
   Targets<T> targets;
@@ -38,7 +38,7 @@ struct ConvexProgram {
   double beta;
 
   int64_t outputs() const { return rows_per_sample * c; }  ///< of a sample
-  int64_t rows() const { return design->samples().N * rows_per_sample; }
+  int64_t rows() const { return design->N() * rows_per_sample; }
 };
 
 /// State of an iteration, as the history keeps it.
@@ -50,6 +50,7 @@ struct Iterate {
 template <typename T>
 class Fista {
  public:
+  /// @param lip  of the gradient; too small a one grows. 0: set_lip() before the first step.
   Fista(const ConvexProgram<T>& program, double lip);
 
   /// Starts (again) from Z, without momentum: one read.
@@ -75,6 +76,7 @@ class Fista {
   const std::vector<T>& best_multipliers() const { return multipliers_; }
 
   double lip() const { return lip_; }
+  void set_lip(double lip) { lip_ = lip; }
   int64_t backtracks() const { return backtracks_; }
   int64_t restarts() const { return restarts_; }
 

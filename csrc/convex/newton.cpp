@@ -31,9 +31,9 @@ int64_t width_of(const ConvexProgram<double>& program) {
 }
 
 /// The groups that are not zero of outputs [first, last), by outputs.
-std::vector<Group> active_groups(const ConvexProgram<double>& program, const std::vector<double>& Z,
+std::vector<Group> active_groups(const ConvexProgram<double>& program,
+                                 const Samples<double>& samples, const std::vector<double>& Z,
                                  int64_t first, int64_t last) {
-  const auto& samples = program.design->samples();
   const int64_t d = width_of(program), n = samples.D / d, c = program.c;
   std::vector<Group> groups;
   for (int64_t l = first; l < last; ++l)
@@ -48,9 +48,8 @@ std::vector<Group> active_groups(const ConvexProgram<double>& program, const std
 }
 
 /// F [N, blocks d]: the features of blocks side by side, zero where the gate is closed.
-void gather(const ConvexProgram<double>& program, const std::vector<Block>& blocks,
-            std::vector<double>& F) {
-  const auto& samples = program.design->samples();
+void gather(const ConvexProgram<double>& program, const Samples<double>& samples,
+            const std::vector<Block>& blocks, std::vector<double>& F) {
   const int64_t d = width_of(program), m = static_cast<int64_t>(blocks.size()) * d;
   F.resize(samples.N * m);
   program.design->parallel()(samples.N, [&](int64_t i) {
@@ -87,11 +86,9 @@ bool is_squared(Loss loss) { return loss == Loss::kHalfSquared || loss == Loss::
 /// every system of every step is a part of it.
 class SharedGram {
  public:
-  SharedGram(const ConvexProgram<double>& program, const std::vector<Group>& groups)
-      : d_(width_of(program)) {
-    const auto& samples = program.design->samples();
-    place_.assign(samples.P * (samples.D / d_), -1);
-    tokens_ = samples.D / d_;
+  SharedGram(const ConvexProgram<double>& program, const Samples<double>& samples,
+             const std::vector<Group>& groups)
+      : d_(width_of(program)), tokens_(samples.D / d_), place_(samples.P * tokens_, -1) {
     std::vector<Block> blocks;
     for (const auto& group : groups) {
       auto& place = place_[group.block.p * tokens_ + group.block.k];
@@ -100,7 +97,7 @@ class SharedGram {
       blocks.push_back(group.block);
     }
     std::vector<double> F;
-    gather(program, blocks, F);
+    gather(program, samples, blocks, F);
     width_ = static_cast<int64_t>(blocks.size()) * d_;
     values_.assign(width_ * width_, 0.);
     add_gram(smoothness(program.loss), F, F, samples.N, width_, {0, width_}, values_.data(),
@@ -123,8 +120,8 @@ class SharedGram {
  private:
   int64_t place(const Block& block) const { return place_[block.p * tokens_ + block.k]; }
 
-  const int64_t d_;
-  int64_t tokens_, width_;
+  const int64_t d_, tokens_;
+  int64_t width_ = 0;
   std::vector<int64_t> place_;  ///< [P, tokens]
   std::vector<double> values_;
 };
@@ -137,10 +134,12 @@ struct Workspace {
 /// The program of outputs [first, last): all of them, or a single one of a loss that separates.
 class System {
  public:
-  System(const ConvexProgram<double>& program, std::vector<double>& Z, int64_t first, int64_t last,
-         const SharedGram* gram, Workspace& space)
+  System(const ConvexProgram<double>& program, const Samples<double>& samples,
+         std::vector<double>& Z, int64_t first, int64_t last, const SharedGram* gram,
+         Workspace& space)
       : program_(program),
-        N_(program.design->samples().N),
+        samples_(samples),
+        N_(samples.N),
         c_(last - first),
         d_(width_of(program)),
         first_(first),
@@ -177,7 +176,7 @@ class System {
 
   /// The active part of Z, and its features into the workspace.
   void gather_active() {
-    groups_ = active_groups(program_, Z_, first_, first_ + c_);
+    groups_ = active_groups(program_, samples_, Z_, first_, first_ + c_);
     const int64_t m = size();
     z_.resize(m);
     blocks_.clear();
@@ -185,7 +184,7 @@ class System {
       blocks_.push_back(groups_[j].block);
       std::copy_n(Z_.data() + groups_[j].index * d_, d_, z_.data() + j * d_);
     }
-    gather(program_, blocks_, space_.F);
+    gather(program_, samples_, blocks_, space_.F);
     ranges_.clear();
     for (int64_t l = 0, begin = 0; l < c_; ++l) {
       int64_t end = begin;
@@ -324,6 +323,7 @@ class System {
   }
 
   const ConvexProgram<double>& program_;
+  const Samples<double>& samples_;
   const int64_t N_, c_, d_, first_;
   const SharedGram* gram_;
   std::vector<double>& Z_;
@@ -341,13 +341,13 @@ class System {
 
 }  // namespace
 
-double newton_cost(const ConvexProgram<double>& program, const std::vector<double>& Z) {
-  const auto& samples = program.design->samples();
+double newton_cost(const ConvexProgram<double>& program, const Samples<double>& samples,
+                   const std::vector<double>& Z) {
   const int64_t d = width_of(program), tokens = samples.D / d;
   std::vector<double> sizes(program.c);
   std::vector<uint8_t> is_used(samples.P * tokens);
   double all = 0, used = 0;
-  for (const auto& group : active_groups(program, Z, 0, program.c)) {
+  for (const auto& group : active_groups(program, samples, Z, 0, program.c)) {
     sizes[group.l] += static_cast<double>(d);
     all += static_cast<double>(d);
     auto& use = is_used[group.block.p * tokens + group.block.k];
@@ -366,17 +366,18 @@ double newton_cost(const ConvexProgram<double>& program, const std::vector<doubl
   return work / (2 * N * static_cast<double>(samples.P * program.c * samples.D));
 }
 
-void newton_steps(const ConvexProgram<double>& program, std::vector<double>& Z, double accuracy,
+void newton_steps(const ConvexProgram<double>& program, const Samples<double>& samples,
+                  std::vector<double>& Z, double accuracy,
                   const std::function<bool(double)>& after_step) {
   Workspace space;
   std::unique_ptr<SharedGram> gram;
   if (is_squared(program.loss))
-    gram = std::make_unique<SharedGram>(program, active_groups(program, Z, 0, program.c));
+    gram = std::make_unique<SharedGram>(program, samples, active_groups(program, samples, Z, 0, program.c));
   std::vector<System> systems;
   const int64_t own = is_joint(program.loss) ? program.c : 1;
   systems.reserve(program.c / own);
   for (int64_t l = 0; l < program.c; l += own)
-    systems.emplace_back(program, Z, l, l + own, gram.get(), space);
+    systems.emplace_back(program, samples, Z, l, l + own, gram.get(), space);
   while (true) {
     bool moved = false;
     double objective = 0;

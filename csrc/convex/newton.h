@@ -23,11 +23,15 @@ namespace kktorch::csrc {
 
 /// Multiply-adds of one Newton step at Z over those of one read of the samples; infinite where the
 /// active features would take too much memory.
-double newton_cost(const ConvexProgram<double>& program, const std::vector<double>& Z);
+double newton_cost(const ConvexProgram<double>& program, const Samples<double>& samples,
+                   const std::vector<double>& Z);
 
-/// Lowers the objective of Z in place; features must be `wide`, the penalty a GroupPenalty.
+/// Lowers the objective of Z in place.
+/// @param program  its penalty is a GroupPenalty.
+/// @param samples  those of the program, `wide`.
 /// @param after_step  is given the objective; false ends.
-void newton_steps(const ConvexProgram<double>& program, std::vector<double>& Z, double accuracy,
+void newton_steps(const ConvexProgram<double>& program, const Samples<double>& samples,
+                  std::vector<double>& Z, double accuracy,
                   const std::function<bool(double)>& after_step);
 
 }  // namespace kktorch::csrc

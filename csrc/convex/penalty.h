@@ -61,6 +61,7 @@ class GroupPenalty : public Penalty<T> {
 
   int64_t d() const { return d_; }
   std::vector<uint8_t>& alive() { return alive_; }
+  const std::vector<uint8_t>& alive() const { return alive_; }
   double norm(const T* Z, int64_t group) const;
 
  private:

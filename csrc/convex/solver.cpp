@@ -9,6 +9,7 @@
 
 #include "csrc/convex/newton.h"
 #include "csrc/convex/tiles.h"
+#include "csrc/convex/working_groups.h"
 
 namespace kktorch::csrc {
 namespace {
@@ -64,8 +65,8 @@ class WorkingSet {
     build();
   }
 
-  Design<T>& design() { return *design_; }
-  Penalty<T>& penalty() { return *penalty_; }
+  const Design<T>& design() const { return *design_; }
+  Penalty<T>& penalty() const { return *penalty_; }
   bool is_whole() const { return static_cast<int64_t>(tokens_.size()) == data_.n; }
   int64_t reads() const { return reads_ + design_->reads(); }
   int64_t dead() const { return std::count(alive_.begin(), alive_.end(), 0); }
@@ -183,9 +184,7 @@ class Solver {
     const int64_t size = set_.penalty().state_size();
     if (beta_ >= result_.beta_max) return null_solution(size);
     if (Z.empty()) Z.assign(size, T(0));
-    lip_ = options_.lip > 0 ? options_.lip
-                            : 1.01 * smoothness(data_.loss) * set_.design().squared_norm() *
-                                  set_.penalty().copies();
+    lip_ = options_.lip;
     double tolerance = options_.tol_rel;
     for (int attempt = 0;; ++attempt) {
       auto status = iterate(Z, tolerance);
@@ -201,7 +200,7 @@ class Solver {
     result_.Z = set_.expand(Z);
     result_.reads = set_.reads();
     result_.screened = set_.dead();
-    result_.lip = lip_;
+    result_.lip = lip_ > 0 ? lip_ : focus_lip_;
     return std::move(result_);
   }
 
@@ -246,27 +245,38 @@ class Solver {
   Status iterate(const ConvexProgram<T>& program, Fista<T>& fista, double tolerance,
                  bool& shrinks) {
     double slow_gap = std::numeric_limits<double>::infinity();
-    int64_t slow_since = result_.iterations;
-    while (true) {
+    int64_t slow_since = 0;
+    for (int64_t round = 0;; ++round) {
       const double F = fista.objective(), gap = F - fista.best_dual();
       if (gap <= allowed(F, tolerance)) return Status::kConverged;
       if (result_.iterations >= options_.max_iter) return Status::kMaxIter;
       if (is_late()) return Status::kTimeLimit;
       if (gap < 0.9 * slow_gap) {
         slow_gap = gap;
-        slow_since = result_.iterations;
-      } else if (result_.iterations - slow_since > kSlow) {
+        slow_since = round;
+      } else if (round - slow_since > kSlow) {
         return Status::kPrecisionLimit;
       }
-      fista.step();
+      bool goes_on = true;
+      const bool is_focused = focus(program, fista, 0.3 * gap, goes_on);
+      if (!goes_on) return Status::kInterrupted;
+      if (!is_focused) {
+        if (!(fista.lip() > 0)) fista.set_lip(estimated_lip());
+        fista.step();
+      }
+      spent_ += 1;
       if (!record(fista.objective(), fista.best_dual())) return Status::kInterrupted;
-      if (result_.iterations >= last_newton_ + kWait && !refine(program, fista, tolerance))
-        return Status::kInterrupted;
-      if (is_screened() && result_.iterations % options_.screen_every == 0) {
+      pace_.push_back({spent_, fista.objective() - fista.best_dual()});
+      if (spent_ >= kWait && !refine(program, fista, tolerance)) return Status::kInterrupted;
+      if (is_screened() && !is_focused && (round + 1) % options_.screen_every == 0) {
         screen(fista);
         if ((shrinks = set_.can_shrink())) return Status::kConverged;
       }
     }
+  }
+
+  double estimated_lip() const {
+    return 1.01 * smoothness(data_.loss) * set_.design().squared_norm() * set_.penalty().copies();
   }
 
   bool is_late() const { return options_.time_limit > 0 && seconds() > options_.time_limit; }
@@ -278,41 +288,74 @@ class Solver {
     return !options_.progress || options_.progress(now);
   }
 
+  /// A round on a working set, where that pays, and a read after it.
+  bool focus(const ConvexProgram<T>& program, Fista<T>& fista, double gap, bool& goes_on) {
+    if (!is_screened() || !data_.X || result_.iterations < next_focus_) return false;
+    const auto& samples = set_.design().samples();
+    const auto groups = working_groups(program, samples, fista.Z(), fista.G());
+    if (groups.empty()) {
+      next_focus_ = result_.iterations + kUnfocused;
+      return false;
+    }
+    if (!(focus_lip_ > 0)) focus_lip_ = smallest_lip();
+    Round round = {.lip = focus_lip_, .gap = gap};
+    auto Z = fista.Z();
+    iterate_on_groups<T>(program, samples, groups, Z, round, [&](double objective, double cost) {
+      spent_ += cost;
+      goes_on = record(objective, fista.best_dual());
+      return goes_on && !is_late() && result_.iterations < options_.max_iter;
+    });
+    focus_lip_ = round.lip;
+    result_.backtracks += round.backtracks;
+    result_.restarts += round.restarts;
+    fista.start(std::move(Z));
+    return true;
+  }
+
+  /// Of a column of average size: a start that grows to what the steps show.
+  double smallest_lip() const {
+    const auto& samples = set_.design().samples();
+    double sum = 0;
+    for (int64_t j = 0; j < samples.N * samples.D; ++j)
+      sum += double(samples.wide[j]) * samples.wide[j];
+    return smoothness(data_.loss) * std::max(sum / static_cast<double>(samples.D), 1e-300);
+  }
+
   /// Newton steps on the active groups, if one costs no more than kMostReads reads.
   bool refine(const ConvexProgram<T>& program, Fista<T>& fista, double tolerance) {
     bool goes_on = true;
     if constexpr (std::is_same_v<T, double>) {
       if (!options_.newton || data_.penalty != PenaltyKind::kGroup || !data_.X) return true;
-      const double cost = newton_cost(program, fista.Z());
+      const auto& samples = set_.design().samples();
+      const double cost = newton_cost(program, samples, fista.Z());
       if (cost > kMostReads) return true;
       // Three times as many reads as a step costs come first, and where few are left, they do it.
-      const double due = static_cast<double>(last_newton_ + kWait) + 3 * cost;
-      if (static_cast<double>(result_.iterations) < due) return true;
+      if (spent_ < kWait + 3 * cost) return true;
       const double target = allowed(fista.objective(), tolerance);
       if (reads_left(target) < std::max(kNewtonReads * cost, double{kWait})) return true;
       auto Z = fista.Z();
       const double F = fista.objective(), accuracy = 0.1 * allowed(F, tolerance) / std::abs(F);
       int64_t steps = 0;
-      newton_steps(program, Z, accuracy, [&](double objective) {
+      newton_steps(program, samples, Z, accuracy, [&](double objective) {
         ++result_.newton_steps;
         goes_on = record(objective, fista.best_dual());
         return goes_on && ++steps < kNewtonSteps && !is_late() &&
                result_.iterations < options_.max_iter;
       });
       if (steps > 0 || !goes_on) fista.start(std::move(Z));
-      last_newton_ = result_.iterations;
+      spent_ = 0;
+      pace_.clear();
     }
     return goes_on;
   }
 
-  /// First-order iterations until the gap is `target`, at its pace since the last Newton step.
+  /// Reads until the gap is `target`, at the pace since the last Newton step.
   double reads_left(double target) const {
-    const auto& rows = result_.history;
-    const int64_t last = static_cast<int64_t>(rows.size()) - 1,
-                  from = std::max({last_newton_, last - kPace, int64_t{0}});
-    const double before = rows[from].gap, now = rows[last].gap;
-    if (!(now > 0 && now < before && last > from)) return std::numeric_limits<double>::infinity();
-    return std::log(now / target) * static_cast<double>(last - from) / std::log(before / now);
+    if (pace_.size() < 2) return std::numeric_limits<double>::infinity();
+    const auto &from = pace_[std::max<int64_t>(0, std::ssize(pace_) - 1 - kPace)],
+               &last = pace_.back();
+    if (!(last.gap > 0 && last.gap < from.gap)) return std::numeric_limits<double>::infinity();
+    return std::log(last.gap / target) * (last.spent - from.spent) / std::log(from.gap / last.gap);
   }
 
   bool is_screened() const {
@@ -320,8 +363,10 @@ class Solver {
   }
 
   void screen(Fista<T>& fista) {
-    // The gap of this residual, not of the best one: the sphere is about this dual point.
-    const double gap = std::max(0., fista.objective() - fista.dual().value);
+    // The gap of this residual, not of the best one: the sphere is about this dual point. Rounding
+    // hides a smaller gap, and without a sphere active groups, whose norm is beta, would be dropped.
+    const double least = std::numeric_limits<T>::epsilon() * std::abs(fista.objective());
+    const double gap = std::max(least, fista.objective() - fista.dual().value);
     const double radius = std::sqrt(2 * smoothness(data_.loss) * gap);
     if (set_.screen(fista.Z(), fista.previous(), fista.G(), fista.dual().scale, radius, beta_))
       fista.start(std::move(fista.Z()));
@@ -356,11 +401,12 @@ class Solver {
   };
 
   static constexpr int64_t kWait = 5, kNewtonSteps = 20;  ///< fewest iterations between, most steps
-  static constexpr int64_t kPace = 20;                    ///< iterations that tell the pace
+  static constexpr int64_t kPace = 20;                    ///< rounds that tell the pace
+  static constexpr int64_t kUnfocused = 50;  ///< iterations after which working sets are tried again
   static constexpr double kMostReads = 300;               ///< that a Newton step may cost
   static constexpr double kNewtonReads = 20;  ///< reads that all steps take, for a step of cost 1
 
-  /// Iterations without progress of a tenth after which rounding is to blame.
+  /// Rounds without progress of a tenth after which rounding is to blame.
   static constexpr int64_t kSlow = std::is_same_v<T, double> ? 5000 : 300;
 
   const ConvexData<T>& data_;
@@ -369,7 +415,14 @@ class Solver {
   const Parallel& parallel_;
   WorkingSet<T> set_;
   double lip_ = 0;
-  int64_t last_newton_ = 0;  ///< iteration
+  /// Reads since the last Newton step, and the gap after every round since.
+  struct Pace {
+    double spent, gap;
+  };
+  double spent_ = 0;
+  std::vector<Pace> pace_;
+  double focus_lip_ = 0;
+  int64_t next_focus_ = 0;  ///< iteration
   Estimate estimate_ = {};
   std::vector<double> hint_;
   Clock::time_point start_ = Clock::now();

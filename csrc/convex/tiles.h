@@ -1,11 +1,13 @@
 #pragma once
-// The two products of a pass over the samples, on rows given by their addresses. Torch-free.
+// The two products of a pass over the samples. Torch-free.
 //
-//     forward:   A[r, l] += sum_e F[r, e] W[l, e]        backward:   G[l, e] += sum_r R[r, l] F[r,
-//     e]
+// On rows given by their addresses, D features each:
 //
-// F: features of `rows` samples, D each. Register tiles of 4 rows (or vectors of e) times 4
-// outputs.
+//     forward:   A[r, l] += sum_e F[r, e] W[l, e]        backward:   G[l, e] += sum_r R[r, l] F[r, e]
+//
+// On some columns, a sample being a lane (kColumnRows divides `rows`); x_j: [d, rows], d columns:
+//
+//     weigh:     a[r] += g[r] sum_je W[j, e] x_j[e, r]   correlate:  G[e] += sum_r a[r] x[e, r]
 #include <cstdint>
 
 namespace kktorch::csrc {
@@ -18,7 +20,13 @@ struct TileKernels {
   /// R row r is at R[r]; G: [c, D], output l at G + l * stride.
   void (*backward)(const T* const* F, int64_t rows, const T* const* R, int64_t c, int64_t D, T* G,
                    int64_t stride);
+
+  /// x: `groups` addresses; g may be null for ones.
+  void (*weigh)(const T* const* x, const T* W, int64_t groups, int64_t d, int64_t rows, const T* g,
+                T* a);
+  void (*correlate)(const T* x, const T* a, int64_t d, int64_t rows, T* G);
 };
+inline constexpr int64_t kColumnRows = 16;
 
 /// The table of the CPU tier in use; T is double or float.
 template <typename T>

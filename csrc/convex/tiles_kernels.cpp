@@ -1,5 +1,7 @@
 // Built once per instruction-set tier (KKTORCH_TIER).
 #include <algorithm>
+#include <type_traits>
+#include <utility>
 
 #include "csrc/attention/core/vector.h"
 #include "csrc/convex/tiles.h"
@@ -20,63 +22,97 @@ inline void store_part(T* to, Vector<T> v, int64_t count) {
   for (int64_t i = 0; i < count; ++i) to[i] = v[i];
 }
 
+/// Outputs of a tile: as many as leave a register for every value besides the sums.
+#if defined(__AVX512F__)
+constexpr int kMostOutputs = 6;
+#else
+constexpr int kMostOutputs = 3;
+#endif
+
+/// tile(std::integral_constant<int, outputs>, first) for all outputs, in even parts.
+template <typename F>
+inline void by_outputs(int64_t c, const F& tile) {
+  const int64_t parts = (c + kMostOutputs - 1) / kMostOutputs;
+  for (int64_t part = 0; part < parts; ++part) {
+    const int64_t first = part * c / parts;
+    const auto outputs = (part + 1) * c / parts - first;
+    const auto call = [&]<int... k>(std::integer_sequence<int, k...>) {
+      ((outputs == k + 1 ? tile(std::integral_constant<int, k + 1>(), first) : void()), ...);
+    };
+    call(std::make_integer_sequence<int, kMostOutputs>());
+  }
+}
+
+/// The last `count` < kLanes lanes 1, the others 0: for a vector that ends where a row ends.
+template <typename T>
+inline Vector<T> last_lanes(int64_t count) {
+  Vector<T> mask;
+  for (int i = 0; i < kLanes<T>; ++i) mask[i] = i >= kLanes<T> - count;
+  return mask;
+}
+
 template <typename T, int kRows, int kOutputs>
 inline void forward_tile(const T* const* F, const T* W, int64_t D, T* const* A) {
   Vector<T> sum[kRows][kOutputs] = {};
-  const auto add = [&](const auto& take) {
+  const auto add = [&](const auto& take, const auto& weigh) {
     Vector<T> w[kOutputs];
-#pragma GCC unroll 4
-    for (int l = 0; l < kOutputs; ++l) w[l] = take(W + l * D);
+#pragma GCC unroll 6
+    for (int l = 0; l < kOutputs; ++l) w[l] = weigh(take(W + l * D));
 #pragma GCC unroll 4
     for (int r = 0; r < kRows; ++r) {
       const auto f = take(F[r]);
-#pragma GCC unroll 4
+#pragma GCC unroll 6
       for (int l = 0; l < kOutputs; ++l) sum[r][l] += f * w[l];
     }
   };
+  const auto as_is = [](Vector<T> w) { return w; };
   int64_t e = 0;
   for (; e + kLanes<T> <= D; e += kLanes<T>)
-    add([e](const T* row) { return load<Vector<T>>(row + e); });
-  if (e < D) add([e, D](const T* row) { return load_part(row + e, D - e); });
+    add([e](const T* row) { return load<Vector<T>>(row + e); }, as_is);
+  if (e < D && e > 0) {
+    const auto mask = last_lanes<T>(D - e);
+    add([D](const T* row) { return load<Vector<T>>(row + D - kLanes<T>); },
+        [mask](Vector<T> w) { return w * mask; });
+  } else if (e < D) {
+    add([D](const T* row) { return load_part(row, D); }, as_is);
+  }
   for (int r = 0; r < kRows; ++r)
     for (int l = 0; l < kOutputs; ++l) A[r][l] += reduce_sum<T>(sum[r][l]);
 }
 
-template <typename T, int kOutputs>
-inline void forward_outputs(const T* const* F, int64_t rows, const T* W, int64_t D, int64_t first,
-                            T* const* A) {
-  int64_t r = 0;
-  T* out[4];
-  for (; r + 4 <= rows; r += 4) {
-    for (int i = 0; i < 4; ++i) out[i] = A[r + i] + first;
-    forward_tile<T, 4, kOutputs>(F + r, W + first * D, D, out);
-  }
-  for (; r < rows; ++r) {
-    out[0] = A[r] + first;
-    forward_tile<T, 1, kOutputs>(F + r, W + first * D, D, out);
-  }
-}
-
 template <typename T>
 void forward(const T* const* F, int64_t rows, const T* W, int64_t c, int64_t D, T* const* A) {
-  int64_t l = 0;
-  for (; l + 4 <= c; l += 4) forward_outputs<T, 4>(F, rows, W, D, l, A);
-  if (c - l == 3) forward_outputs<T, 3>(F, rows, W, D, l, A);
-  if (c - l == 2) forward_outputs<T, 2>(F, rows, W, D, l, A);
-  if (c - l == 1) forward_outputs<T, 1>(F, rows, W, D, l, A);
+  by_outputs(c, [&](auto outputs, int64_t first) {
+    T* out[4];
+    int64_t r = 0;
+    for (; r + 4 <= rows; r += 4) {
+      for (int i = 0; i < 4; ++i) out[i] = A[r + i] + first;
+      forward_tile<T, 4, outputs>(F + r, W + first * D, D, out);
+    }
+    for (; r < rows; ++r) {
+      out[0] = A[r] + first;
+      forward_tile<T, 1, outputs>(F + r, W + first * D, D, out);
+    }
+  });
 }
 
-/// kVectors whole vectors of G from e on, or one vector of which `part` values exist.
-template <typename T, int kOutputs, int kVectors, bool kPart = false>
+/// Lanes of G that a vector adds to.
+enum class Part { kAll, kLast, kFirst };
+
+/// kVectors whole vectors of G from e on; or one, of which the last (or the first) `part` lanes
+/// count.
+template <typename T, int kOutputs, int kVectors, Part kPart = Part::kAll>
 inline void backward_tile(const T* const* F, int64_t rows, const T* const* R, int64_t first,
-                          int64_t D, int64_t e, T* G, int64_t stride) {
+                          int64_t e, T* G, int64_t stride, int64_t part = 0) {
+  const auto take = [part](const T* from) {
+    return kPart == Part::kFirst ? load_part(from, part) : load<Vector<T>>(from);
+  };
   Vector<T> sum[kOutputs][kVectors] = {};
   for (int64_t r = 0; r < rows; ++r) {
     Vector<T> f[kVectors];
 #pragma GCC unroll 4
-    for (int v = 0; v < kVectors; ++v)
-      f[v] = kPart ? load_part(F[r] + e, D - e) : load<Vector<T>>(F[r] + e + v * kLanes<T>);
-#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v) f[v] = take(F[r] + e + v * kLanes<T>);
+#pragma GCC unroll 6
     for (int l = 0; l < kOutputs; ++l) {
       const auto weight = broadcast(R[r][first + l]);
 #pragma GCC unroll 4
@@ -85,41 +121,88 @@ inline void backward_tile(const T* const* F, int64_t rows, const T* const* R, in
   }
   for (int l = 0; l < kOutputs; ++l) {
     T* row = G + (first + l) * stride + e;
-    for (int v = 0; v < kVectors; ++v, row += kLanes<T>)
-      if (kPart)
-        store_part(row, load_part(row, D - e) + sum[l][v], D - e);
+    for (int v = 0; v < kVectors; ++v, row += kLanes<T>) {
+      if (kPart == Part::kLast) sum[l][v] *= last_lanes<T>(part);
+      if (kPart == Part::kFirst)
+        store_part(row, load_part(row, part) + sum[l][v], part);
       else
         store(row, load<Vector<T>>(row) + sum[l][v]);
+    }
   }
-}
-
-template <typename T, int kOutputs>
-inline void backward_outputs(const T* const* F, int64_t rows, const T* const* R, int64_t first,
-                             int64_t D, T* G, int64_t stride) {
-  constexpr int64_t kStep = kLanes<T>;
-  int64_t e = 0;
-  for (; e + 4 * kStep <= D; e += 4 * kStep)
-    backward_tile<T, kOutputs, 4>(F, rows, R, first, D, e, G, stride);
-  for (; e + kStep <= D; e += kStep)
-    backward_tile<T, kOutputs, 1>(F, rows, R, first, D, e, G, stride);
-  if (e < D) backward_tile<T, kOutputs, 1, true>(F, rows, R, first, D, e, G, stride);
 }
 
 template <typename T>
 void backward(const T* const* F, int64_t rows, const T* const* R, int64_t c, int64_t D, T* G,
               int64_t stride) {
-  int64_t l = 0;
-  for (; l + 4 <= c; l += 4) backward_outputs<T, 4>(F, rows, R, l, D, G, stride);
-  if (c - l == 3) backward_outputs<T, 3>(F, rows, R, l, D, G, stride);
-  if (c - l == 2) backward_outputs<T, 2>(F, rows, R, l, D, G, stride);
-  if (c - l == 1) backward_outputs<T, 1>(F, rows, R, l, D, G, stride);
+  by_outputs(c, [&](auto outputs, int64_t first) {
+    constexpr int64_t kStep = kLanes<T>;
+    int64_t e = 0;
+    for (; e + 4 * kStep <= D; e += 4 * kStep)
+      backward_tile<T, outputs, 4>(F, rows, R, first, e, G, stride);
+    for (; e + kStep <= D; e += kStep)
+      backward_tile<T, outputs, 1>(F, rows, R, first, e, G, stride);
+    if (e < D && e > 0)
+      backward_tile<T, outputs, 1, Part::kLast>(F, rows, R, first, D - kStep, G, stride, D - e);
+    else if (e < D)
+      backward_tile<T, outputs, 1, Part::kFirst>(F, rows, R, first, 0, G, stride, D);
+  });
+}
+
+template <typename T, int kVectors>
+inline void weigh_tile(const T* const* x, const T* W, int64_t groups, int64_t d, int64_t rows,
+                       int64_t r, const T* g, T* a) {
+  Vector<T> sum[kVectors] = {};
+  for (int64_t j = 0; j < groups; ++j, W += d) {
+    const T* column = x[j] + r;
+    for (int64_t e = 0; e < d; ++e, column += rows) {
+      const auto w = broadcast(W[e]);
+#pragma GCC unroll 8
+      for (int v = 0; v < kVectors; ++v)
+        sum[v] += w * load<Vector<T>>(column + v * kLanes<T>);
+    }
+  }
+  for (int v = 0; v < kVectors; ++v) {
+    T* out = a + r + v * kLanes<T>;
+    if (g) sum[v] *= load<Vector<T>>(g + r + v * kLanes<T>);
+    store(out, load<Vector<T>>(out) + sum[v]);
+  }
+}
+
+template <typename T>
+void weigh(const T* const* x, const T* W, int64_t groups, int64_t d, int64_t rows, const T* g,
+           T* a) {
+  constexpr int64_t kStep = kLanes<T>;
+  int64_t r = 0;
+  for (; r + 8 * kStep <= rows; r += 8 * kStep) weigh_tile<T, 8>(x, W, groups, d, rows, r, g, a);
+  for (; r + 2 * kStep <= rows; r += 2 * kStep) weigh_tile<T, 2>(x, W, groups, d, rows, r, g, a);
+  for (; r < rows; r += kStep) weigh_tile<T, 1>(x, W, groups, d, rows, r, g, a);
+}
+
+template <typename T, int kColumns>
+inline void correlate_tile(const T* x, const T* a, int64_t rows, T* G) {
+  Vector<T> sum[kColumns] = {};
+  for (int64_t r = 0; r < rows; r += kLanes<T>) {
+    const auto weight = load<Vector<T>>(a + r);
+#pragma GCC unroll 4
+    for (int q = 0; q < kColumns; ++q) sum[q] += weight * load<Vector<T>>(x + q * rows + r);
+  }
+  for (int q = 0; q < kColumns; ++q) G[q] += reduce_sum<T>(sum[q]);
+}
+
+template <typename T>
+void correlate(const T* x, const T* a, int64_t d, int64_t rows, T* G) {
+  int64_t e = 0;
+  for (; e + 4 <= d; e += 4) correlate_tile<T, 4>(x + e * rows, a, rows, G + e);
+  if (d - e == 3) correlate_tile<T, 3>(x + e * rows, a, rows, G + e);
+  if (d - e == 2) correlate_tile<T, 2>(x + e * rows, a, rows, G + e);
+  if (d - e == 1) correlate_tile<T, 1>(x + e * rows, a, rows, G + e);
 }
 
 }  // namespace
 
 template <typename T>
 TileKernels<T> tile_kernels() {
-  return {forward<T>, backward<T>};
+  return {forward<T>, backward<T>, weigh<T>, correlate<T>};
 }
 template TileKernels<double> tile_kernels();
 template TileKernels<float> tile_kernels();

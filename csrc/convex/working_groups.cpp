@@ -1,0 +1,91 @@
+#include "csrc/convex/working_groups.h"
+
+#include <algorithm>
+
+#include "csrc/convex/group_design.h"
+
+namespace kktorch::csrc {
+namespace {
+
+constexpr int64_t kSmallRead = 1 << 20;    // multiply-adds of a product: cheaper than a set
+constexpr int64_t kMostEntries = 1 << 24;  // of the features of a set
+constexpr int64_t kFewest = 32;            // groups that may come in
+constexpr int64_t kLeastSteps = 10, kMostSteps = 500;
+constexpr double kLeastCost = 0.02;  // of a step, in reads
+
+template <typename T>
+const GroupPenalty<T>& groups_of(const ConvexProgram<T>& program) {
+  return static_cast<const GroupPenalty<T>&>(*program.penalty);
+}
+
+}  // namespace
+
+template <typename T>
+std::vector<int64_t> working_groups(const ConvexProgram<T>& program, const Samples<T>& samples,
+                                    const std::vector<T>& Z, const std::vector<T>& G) {
+  const auto& penalty = groups_of(program);
+  const int64_t d = penalty.d(), count = static_cast<int64_t>(Z.size()) / d;
+  if (samples.N * count * d < kSmallRead) return {};
+  std::vector<int64_t> chosen, others;
+  std::vector<double> norms(count);
+  for (int64_t g = 0; g < count; ++g) {
+    const auto* z = Z.data() + g * d;
+    if (std::any_of(z, z + d, [](T x) { return x != 0; })) {
+      chosen.push_back(g);
+    } else if (penalty.alive()[g] && (norms[g] = penalty.norm(G.data(), g)) > program.beta) {
+      others.push_back(g);
+    }
+  }
+  const auto more = std::min<size_t>(others.size(), std::max<size_t>(kFewest, chosen.size()));
+  std::partial_sort(others.begin(), others.begin() + more, others.end(), [&](int64_t a, int64_t b) {
+    return norms[a] != norms[b] ? norms[a] > norms[b] : a < b;
+  });
+  chosen.insert(chosen.end(), others.begin(), others.begin() + more);
+  const auto size = static_cast<int64_t>(chosen.size());
+  const int64_t live = std::count(penalty.alive().begin(), penalty.alive().end(), 1);
+  const int64_t tokens = std::min(size, samples.D / d);
+  if (3 * size > live || samples.N * tokens * d > kMostEntries) return {};
+  std::sort(chosen.begin(), chosen.end());
+  return chosen;
+}
+
+template <typename T>
+void iterate_on_groups(const ConvexProgram<T>& program, const Samples<T>& samples,
+                       const std::vector<int64_t>& groups, std::vector<T>& Z, Round& round,
+                       const std::function<bool(double, double)>& after_step) {
+  const int64_t d = groups_of(program).d(), size = static_cast<int64_t>(groups.size());
+  const GroupDesign<T> design(samples, program.c, d, groups, program.design->parallel());
+  GroupPenalty<T> penalty(size, d, program.design->parallel());
+  auto own = program;
+  own.design = &design;
+  own.penalty = &penalty;
+  std::vector<T> z(size * d);
+  for (int64_t j = 0; j < size; ++j)
+    std::copy_n(Z.data() + groups[j] * d, d, z.data() + j * d);
+  const double cost = std::max(kLeastCost, 2 * static_cast<double>(size * d) /
+                                               static_cast<double>(Z.size()));
+  Fista<T> fista(own, round.lip);
+  fista.start(std::move(z));
+  for (int64_t step = 1; step <= kMostSteps; ++step) {
+    fista.step();
+    if (!after_step(fista.objective(), cost)) break;
+    if (step >= kLeastSteps && fista.objective() - fista.best_dual() <= round.gap) break;
+  }
+  for (int64_t j = 0; j < size; ++j)
+    std::copy_n(fista.Z().data() + j * d, d, Z.data() + groups[j] * d);
+  round.lip = fista.lip();
+  round.backtracks = fista.backtracks();
+  round.restarts = fista.restarts();
+}
+
+#define INSTANTIATE(T)                                                                          \
+  template std::vector<int64_t> working_groups(const ConvexProgram<T>&, const Samples<T>&,      \
+                                               const std::vector<T>&, const std::vector<T>&);   \
+  template void iterate_on_groups(const ConvexProgram<T>&, const Samples<T>&,                   \
+                                  const std::vector<int64_t>&, std::vector<T>&, Round&,         \
+                                  const std::function<bool(double, double)>&);
+INSTANTIATE(double)
+INSTANTIATE(float)
+#undef INSTANTIATE
+
+}  // namespace kktorch::csrc

@@ -1,6 +1,7 @@
 #include "csrc/convex/group_design.h"
 
 #include <algorithm>
+#include <utility>
 
 #include "csrc/convex/tiles.h"
 
@@ -21,8 +22,8 @@ struct GroupDesign<T>::Scratch {
 
 template <typename T>
 GroupDesign<T>::GroupDesign(const Samples<T>& samples, int64_t c, int64_t d,
-                            const std::vector<int64_t>& groups, const Parallel& parallel)
-    : N_(samples.N), P_(samples.P), c_(c), d_(d), parallel_(parallel) {
+                            const std::vector<int64_t>& groups, Parallel parallel)
+    : N_(samples.N), P_(samples.P), c_(c), d_(d), parallel_(std::move(parallel)) {
   const int64_t n = samples.D / d;
   std::vector<int64_t> place(n, -1), tokens;
   for (size_t j = 0; j < groups.size(); ++j) {
@@ -50,10 +51,14 @@ void GroupDesign<T>::gather(const Samples<T>& samples, const std::vector<int64_t
   parallel_(blocks(), [&](int64_t b) {
     const int64_t first = b * rows_, count = std::min(rows_, N_ - first);
     T* to = columns_.data() + b * tokens_ * d_ * rows_;
-    for (const int64_t k : tokens)
-      for (int64_t e = 0; e < d_; ++e, to += rows_)
-        for (int64_t r = 0; r < count; ++r)
-          to[r] = samples.wide[(first + r) * samples.D + k * d_ + e];
+    for (const int64_t k : tokens) {
+      // Few rows at a time: they may be a power of two apart and fight for the same cache lines.
+      for (int64_t begin = 0; begin < count; begin += 8)
+        for (int64_t e = 0; e < d_; ++e)
+          for (int64_t r = begin; r < std::min(count, begin + 8); ++r)
+            to[e * rows_ + r] = samples.wide[(first + r) * samples.D + k * d_ + e];
+      to += d_ * rows_;
+    }
     if (!samples.gate) return;
     for (int64_t p = 0; p < P_; ++p)
       for (int64_t r = 0; r < count; ++r)

@@ -20,7 +20,7 @@ class GroupDesign : public LinearMap<T> {
   /// @param samples  with `wide` features, D = n d.
   /// @param groups  (p c + l) n + k, ascending.
   GroupDesign(const Samples<T>& samples, int64_t c, int64_t d, const std::vector<int64_t>& groups,
-              const Parallel& parallel);
+              Parallel parallel);
 
   void pass(const T* W, int64_t c, const Head& head, T* G) const override;
 
@@ -46,7 +46,7 @@ class GroupDesign : public LinearMap<T> {
   void accumulate(int64_t block, Scratch& s, T* G) const;
 
   const int64_t N_, P_, c_, d_;
-  const Parallel& parallel_;
+  Parallel parallel_;
   int64_t tokens_ = 0, rows_ = 0;  ///< rows of a block, the last one padded with zeros
   std::vector<Run> runs_;
   std::vector<int64_t> place_;  ///< of a group's token among the columns

@@ -312,13 +312,15 @@ class Solver {
     return true;
   }
 
-  /// Of a column of average size: a start that grows to what the steps show.
+  /// Of a column of average size, by a few samples: a start that grows to what the steps show.
   double smallest_lip() const {
     const auto& samples = set_.design().samples();
+    const int64_t rows = std::min<int64_t>(samples.N, 64);
     double sum = 0;
-    for (int64_t j = 0; j < samples.N * samples.D; ++j)
+    for (int64_t j = 0; j < rows * samples.D; ++j)
       sum += double(samples.wide[j]) * samples.wide[j];
-    return smoothness(data_.loss) * std::max(sum / static_cast<double>(samples.D), 1e-300);
+    const double columns = static_cast<double>(rows * samples.D) / static_cast<double>(samples.N);
+    return smoothness(data_.loss) * std::max(sum / columns, 1e-300);
   }
 
   /// Newton steps on the active groups, if one costs no more than kMostReads reads.

@@ -10,7 +10,7 @@ namespace {
 constexpr int64_t kSmallRead = 1 << 20;    // multiply-adds of a product: cheaper than a set
 constexpr int64_t kMostEntries = 1 << 24;  // of the features of a set
 constexpr int64_t kFewest = 32;            // groups that may come in
-constexpr int64_t kLeastSteps = 10, kMostSteps = 500;
+constexpr int64_t kMostSteps = 500;
 constexpr double kLeastCost = 0.02;  // of a step, in reads
 
 template <typename T>
@@ -43,7 +43,10 @@ std::vector<int64_t> working_groups(const ConvexProgram<T>& program, const Sampl
   chosen.insert(chosen.end(), others.begin(), others.begin() + more);
   const auto size = static_cast<int64_t>(chosen.size());
   const int64_t live = std::count(penalty.alive().begin(), penalty.alive().end(), 1);
-  const int64_t tokens = std::min(size, samples.D / d);
+  const int64_t n = samples.D / d;
+  std::vector<uint8_t> is_used(n);
+  for (const int64_t g : chosen) is_used[g % n] = 1;
+  const int64_t tokens = std::count(is_used.begin(), is_used.end(), 1);
   if (3 * size > live || samples.N * tokens * d > kMostEntries) return {};
   std::sort(chosen.begin(), chosen.end());
   return chosen;
@@ -64,12 +67,14 @@ void iterate_on_groups(const ConvexProgram<T>& program, const Samples<T>& sample
     std::copy_n(Z.data() + groups[j] * d, d, z.data() + j * d);
   const double cost = std::max(kLeastCost, 2 * static_cast<double>(size * d) /
                                                static_cast<double>(Z.size()));
+  // A read follows: steps that take half of its time are worth it.
+  const auto least = static_cast<int64_t>(std::clamp(0.5 / cost, 3., 10.));
   Fista<T> fista(own, round.lip);
   fista.start(std::move(z));
   for (int64_t step = 1; step <= kMostSteps; ++step) {
     fista.step();
     if (!after_step(fista.objective(), cost)) break;
-    if (step >= kLeastSteps && fista.objective() - fista.best_dual() <= round.gap) break;
+    if (step >= least && fista.objective() - fista.best_dual() <= round.gap) break;
   }
   for (int64_t j = 0; j < size; ++j)
     std::copy_n(fista.Z().data() + j * d, d, Z.data() + groups[j] * d);

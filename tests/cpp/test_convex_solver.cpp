@@ -3,10 +3,13 @@
 #include <gtest/gtest.h>
 #include <torch/torch.h>
 
+#include <algorithm>
 #include <cmath>
+#include <limits>
 #include <random>
 #include <vector>
 
+#include "csrc/convex/group_design.h"
 #include "csrc/convex/solver.h"
 #include "tests/cpp/tier_testing.h"
 
@@ -234,14 +237,123 @@ TEST_F(ConvexSolver, ScreeningIsSafeAndRemovesWhatIsInactive) {
   for (size_t j = 0; j < support.Z.size(); ++j) EXPECT_NEAR(screened.Z[j], support.Z[j], 1e-4);
 }
 
+/// Where rounding leaves no gap, active groups are at the bound, and must not be screened out.
+TEST_F(ConvexSolver, ScreeningKeepsActiveGroupsWhereTheGapIsRounding) {
+  const Golden golden;
+  for (const auto loss : {Loss::kHalfSquared, Loss::kCrossEntropy}) {
+    const auto data = golden.data(loss, true);
+    const double beta = 0.1 * convex_beta_max(data, serial);
+    const double best =
+        solve_convex(data, beta, {.tol_rel = 1e-11, .screen_every = 0}, {}, serial).objective;
+    for (const bool newton : {false, true}) {
+      SolveOptions options = {.tol_rel = 0, .max_iter = 3000, .screen_every = 1};
+      options.newton = newton;
+      const auto last = solve_convex(data, beta, options, {}, serial);
+      EXPECT_NEAR(last.objective, best, 1e-10 * best);
+    }
+  }
+}
+
 TEST_F(ConvexSolver, BitsDoNotDependOnTheOrderOfTheWork) {
-  const Planted planted(700, 12, 5, 6);
-  const auto data = planted.data();
-  const double beta = 0.2 * convex_beta_max(data, serial);
-  const auto forwards = solve_convex(data, beta, {}, {}, serial);
-  const auto reversed = solve_convex(data, beta, {}, {}, backwards);
-  EXPECT_EQ(forwards.Z, reversed.Z);
-  EXPECT_EQ(forwards.objective, reversed.objective);
+  for (const int64_t samples : {700, 4000}) {  // the latter with rounds on working sets
+    const Planted planted(samples, 12, 5, 6);
+    const auto data = planted.data();
+    const double beta = 0.2 * convex_beta_max(data, serial);
+    const auto forwards = solve_convex(data, beta, {}, {}, serial);
+    const auto reversed = solve_convex(data, beta, {}, {}, backwards);
+    EXPECT_EQ(forwards.Z, reversed.Z);
+    EXPECT_EQ(forwards.objective, reversed.objective);
+  }
+}
+
+/// On a working set the map is that of all groups with zeros elsewhere, and its gradient a part.
+template <typename T>
+void expect_group_design(bool gated) {
+  constexpr int64_t N = 700, n = 7, d = 5, c = 3, P = 4;
+  std::mt19937_64 generator(11);
+  std::normal_distribution<double> normal;
+  std::vector<T> X(N * n * d);
+  for (auto& x : X) x = static_cast<T>(normal(generator));
+  std::vector<uint8_t> gate(N * P);
+  for (auto& g : gate) g = generator() % 2;
+  const Samples<T> samples = {.N = N,
+                              .D = n * d,
+                              .P = gated ? P : 1,
+                              .wide = X.data(),
+                              .gate = gated ? gate.data() : nullptr};
+  std::vector<int64_t> groups;
+  for (int64_t g = 0; g < samples.P * c * n; ++g)
+    if (generator() % 4 == 0) groups.push_back(g);
+  const GroupDesign<T> part(samples, c, d, groups, serial);
+  const Design<T> all(samples, serial);
+  std::vector<T> w(groups.size() * d), W(samples.P * c * n * d), g(w.size()), G(W.size());
+  for (auto& x : w) x = static_cast<T>(normal(generator));
+  for (size_t j = 0; j < groups.size(); ++j)
+    std::copy_n(w.data() + j * d, d, W.data() + groups[j] * d);
+  std::vector<T> A(N * c), B(N * c);
+  const auto keep = [](std::vector<T>& to) {
+    return [&to](int64_t, int64_t first, int64_t count, T* out) {
+      std::copy_n(out, count * c, to.data() + first * c);
+      return out;
+    };
+  };
+  part.pass(w.data(), c, keep(A), g.data());
+  all.pass(W.data(), c, keep(B), G.data());
+  const double rounding = 100 * std::numeric_limits<T>::epsilon();
+  for (size_t j = 0; j < A.size(); ++j) EXPECT_NEAR(A[j], B[j], rounding * n * d);
+  for (size_t j = 0; j < groups.size(); ++j)
+    for (int64_t e = 0; e < d; ++e)
+      EXPECT_NEAR(g[j * d + e], G[groups[j] * d + e], rounding * N * n * d);
+}
+
+TEST_F(ConvexSolver, GroupsOfADesignAreAPartOfIt) {
+  for (const bool gated : {false, true}) {
+    expect_group_design<double>(gated);
+    expect_group_design<float>(gated);
+  }
+}
+
+TEST_F(ConvexSolver, WorkingSetsReachTheOptimumWithFewerReads) {
+  const Planted planted(1000, 20, 6, 4);
+  std::vector<int64_t> classes(planted.N);
+  std::vector<uint8_t> gate(planted.N * 3, 1);
+  for (int64_t i = 0; i < planted.N; ++i) {
+    const auto* y = planted.Y.data() + i * 4;
+    classes[i] = std::max_element(y, y + 4) - y;
+    for (int64_t p = 1; p < 3; ++p) gate[i * 3 + p] = planted.X[i * 120 + p] > 0;
+  }
+  auto signs = planted.Y;
+  for (auto& y : signs) y = y > 0 ? 1 : -1;
+  for (const auto loss : {Loss::kHalfSquared, Loss::kSquared, Loss::kLogistic, Loss::kCrossEntropy}) {
+    auto data = planted.data();
+    data.loss = loss;
+    if (loss == Loss::kLogistic) data.targets.values = signs.data();
+    if (loss == Loss::kCrossEntropy) data.targets = {nullptr, classes.data()};
+    data.P = 3;
+    data.gate = gate.data();
+    const double beta = 0.2 * convex_beta_max(data, serial);
+    SolveOptions options = {.tol_rel = 1e-8};
+    const auto with = solve_convex(data, beta, options, {}, serial);
+    options.screen_every = 0;
+    options.newton = false;
+    const auto without = solve_convex(data, beta, options, {}, serial);
+    EXPECT_EQ(with.status, Status::kConverged);
+    EXPECT_EQ(without.status, Status::kConverged);
+    EXPECT_NEAR(with.objective, without.objective, 1e-8 * without.objective);
+    EXPECT_LT(2 * with.reads, without.reads);
+    EXPECT_LE(with.dual, without.objective);
+    EXPECT_LE(without.dual, with.objective);
+    EXPECT_NEAR(certify_convex(data, beta, with.Z.data(), with.multipliers.data(), serial).gap,
+                with.gap, 1e-12 * with.objective);
+    for (const auto& now : with.history)
+      EXPECT_GE(now.gap, -1e-12 * with.history[0].objective);
+    // Stopped inside a round, it returns what the round has reached.
+    options = {.tol_rel = 1e-8, .max_iter = 12};
+    const auto few = solve_convex(data, beta, options, {}, serial);
+    EXPECT_EQ(few.status, Status::kMaxIter);
+    EXPECT_NEAR(certify_convex(data, beta, few.Z.data(), nullptr, serial).objective, few.objective,
+                1e-12 * few.objective);
+  }
 }
 
 /// Tokens of one sample that are nearly alike, as in time series.

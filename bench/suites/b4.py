@@ -2,8 +2,8 @@
 width - outputs - gates; rho = 0.1; targets of four random tokens with noise, half squared error, or
 their largest output as a class (`entropy`). Every solution, of peers too, is certified by
 `kktorch.convex.certify`; a peer gets the loosest of its tolerances that reaches the gap, and where
-none does, the remarks say what it reached. `eager FISTA` is the same algorithm as ours without
-Newton steps, screening and the single read, in PyTorch. celer and skglm solve one output at a time:
+none does, the remarks say what it reached. `eager FISTA` is FISTA with restart in PyTorch, which
+ours begins with: without working sets, Newton steps, screening and the single read. celer and skglm solve one output at a time:
 half squared error is a problem for each of them, which they get one after another; they have no
 cross-entropy with groups. scnn trains gated ReLU networks, whose groups span all features: with
 gates and one token (1000 x 1 x 128) they are ours. cvxpy includes the compilation of the problem,
@@ -13,11 +13,6 @@ There are 0.2 s without work before every contender. Without them whoever follow
 measured beside the threads of OpenBLAS, which spin for about 0.1 s after a call: right after them,
 at 1000 x 29 x 12 without gates, kktorch takes 23 ms to 90 ms instead of 10.5 ms, and eager FISTA
 44 ms to 69 ms instead of 25 ms.
-
-Targets that are missed: with 16 gates and entropy, where a read is bound by arithmetic (144 outputs
-and gates), eager FISTA and compiled eager FISTA are faster at 1e-3 and 1e-6. Twice as fast as eager
-FISTA is reached in the geometric mean, not at every shape. Rows of 5000 x 128 x 64, where features
-do not fit the cache, and the others at entropy 1e-8 are not in the table yet.
 """
 
 import functools

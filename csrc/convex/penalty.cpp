@@ -54,7 +54,8 @@ double total(int64_t units, const Parallel& parallel, const F& f) {
   return sum;
 }
 
-constexpr int64_t kGroups = 256;  // of a unit of work
+/// Groups of width d that a unit of work has.
+int64_t unit_of(int64_t d) { return std::max<int64_t>(1, 2048 / d); }
 
 }  // namespace
 
@@ -76,10 +77,11 @@ Sweep GroupPenalty<T>::sweep(const T* Z, const T* Zprev, double m, const T* G, d
                              double beta, T* Zn) const {
   const T step = static_cast<T>(1 / lip), momentum = static_cast<T>(m);
   const double tau = beta / lip;
-  return summed((groups_ + kGroups - 1) / kGroups, parallel_, [&](int64_t unit, Part& part) {
+  const int64_t size = unit_of(d_);
+  return summed((groups_ + size - 1) / size, parallel_, [&](int64_t unit, Part& part) {
     std::vector<T> v(d_);
-    const int64_t end = std::min(groups_, (unit + 1) * kGroups);
-    for (int64_t g = unit * kGroups; g < end; ++g) {
+    const int64_t end = std::min(groups_, (unit + 1) * size);
+    for (int64_t g = unit * size; g < end; ++g) {
       const T *z = Z + g * d_, *before = Zprev + g * d_, *grad = G + g * d_;
       T* out = Zn + g * d_;
       if (!alive_[g]) {
@@ -105,20 +107,22 @@ Sweep GroupPenalty<T>::sweep(const T* Z, const T* Zprev, double m, const T* G, d
 
 template <typename T>
 double GroupPenalty<T>::dual_norm(const T* G) const {
-  return largest((groups_ + kGroups - 1) / kGroups, parallel_, [&](int64_t unit) {
+  const int64_t size = unit_of(d_);
+  return largest((groups_ + size - 1) / size, parallel_, [&](int64_t unit) {
     double top = 0;
-    const int64_t end = std::min(groups_, (unit + 1) * kGroups);
-    for (int64_t g = unit * kGroups; g < end; ++g) top = std::max(top, norm(G, g));
+    const int64_t end = std::min(groups_, (unit + 1) * size);
+    for (int64_t g = unit * size; g < end; ++g) top = std::max(top, norm(G, g));
     return top;
   });
 }
 
 template <typename T>
 double GroupPenalty<T>::value(const T* Z) const {
-  return total((groups_ + kGroups - 1) / kGroups, parallel_, [&](int64_t unit) {
+  const int64_t size = unit_of(d_);
+  return total((groups_ + size - 1) / size, parallel_, [&](int64_t unit) {
     double sum = 0;
-    const int64_t end = std::min(groups_, (unit + 1) * kGroups);
-    for (int64_t g = unit * kGroups; g < end; ++g) sum += norm(Z, g);
+    const int64_t end = std::min(groups_, (unit + 1) * size);
+    for (int64_t g = unit * size; g < end; ++g) sum += norm(Z, g);
     return sum;
   });
 }

@@ -25,7 +25,8 @@ struct ConvexOptions {
   int64_t classes = 0;     ///< of class ids, 0: the largest + 1
   double tol_rel = -1;     ///< < 0: 1e-6 for float64, 1e-4 for float32
   double tol_abs = 0;
-  int64_t max_iter = 20000, screen_every = 10;
+  int64_t max_iter = 20000;
+  int64_t screen_every = 10;     ///< iterations between screenings; 0: none, and no working sets
   double time_limit = 0;         ///< seconds, 0: none
   double lip = 0;                ///< Lipschitz constant of an earlier solve, 0: estimated
   bool catch_interrupt = false;  ///< Ctrl-C stops the solve, which then returns its best point

@@ -200,7 +200,7 @@ class Solver {
     result_.Z = set_.expand(Z);
     result_.reads = set_.reads();
     result_.screened = set_.dead();
-    result_.lip = lip_ > 0 ? lip_ : focus_lip_;
+    result_.lip = lip_;
     return std::move(result_);
   }
 
@@ -265,7 +265,9 @@ class Solver {
         fista.step();
       }
       spent_ += 1;
-      if (!record(fista.objective(), fista.best_dual())) return Status::kInterrupted;
+      // A round that came to the last iteration has shown its point already.
+      if (result_.iterations < options_.max_iter && !record(fista.objective(), fista.best_dual()))
+        return Status::kInterrupted;
       pace_.push_back({spent_, fista.objective() - fista.best_dual()});
       if (spent_ >= kWait && !refine(program, fista, tolerance)) return Status::kInterrupted;
       if (is_screened() && !is_focused && (round + 1) % options_.screen_every == 0) {

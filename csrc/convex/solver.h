@@ -4,9 +4,10 @@
 //
 //     min over Z of  L(A(Z), Y) + beta Omega(Z)
 //
-// FISTA with a duality gap at every iteration (fista.h), gap-safe screening of groups, Newton's
-// method on the active groups where a step costs no more than some reads (newton.h), and a
-// certificate in float64 over all groups at the end. Stops at gap <= max(tol_abs, tol_rel |F|).
+// FISTA with a duality gap at every iteration (fista.h), rounds on working sets where few groups are
+// active (working_groups.h), gap-safe screening of groups, Newton's method on the active groups
+// where a step costs no more than some reads (newton.h), and a certificate in float64 over all
+// groups at the end. Stops at gap <= max(tol_abs, tol_rel |F|).
 #include <functional>
 #include <memory>
 #include <vector>
@@ -44,7 +45,8 @@ Samples<T> samples_of(const ConvexData<T>& data) {
 
 struct SolveOptions {
   double tol_rel = 1e-6, tol_abs = 0;
-  int64_t max_iter = 20000, screen_every = 10;  ///< screen_every = 0: no screening
+  int64_t max_iter = 20000;
+  int64_t screen_every = 10;                    ///< 0: no screening, no working sets
   double time_limit = 0;                        ///< seconds, 0 = none
   double lip = 0;                               ///< a known Lipschitz constant, 0 = estimate it
   bool newton = true;                           ///< steps on the active groups, where they pay
@@ -60,7 +62,8 @@ template <typename T>
 struct Solution {
   std::vector<T> Z;
   std::vector<double> multipliers;  ///< Lambda, [N, c] or [N, n, c]
-  double objective = 0, dual = 0, gap = 0, beta_max = 0, lip = 0;
+  double objective = 0, dual = 0, gap = 0, beta_max = 0;
+  double lip = 0;  ///< 0 where no step was over all groups
   Status status = Status::kMaxIter;
   int64_t iterations = 0, reads = 0, backtracks = 0, restarts = 0, screened = 0,
           newton_steps = 0;  ///< counted in iterations too

@@ -351,6 +351,8 @@ TEST_F(ConvexSolver, WorkingSetsReachTheOptimumWithFewerReads) {
     options = {.tol_rel = 1e-8, .max_iter = 12};
     const auto few = solve_convex(data, beta, options, {}, serial);
     EXPECT_EQ(few.status, Status::kMaxIter);
+    EXPECT_EQ(few.iterations, 12);
+    EXPECT_NEAR(few.objective, with.history[11].objective, 1e-12 * few.objective);
     EXPECT_NEAR(certify_convex(data, beta, few.Z.data(), nullptr, serial).objective, few.objective,
                 1e-12 * few.objective);
   }

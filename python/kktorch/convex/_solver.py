@@ -42,7 +42,7 @@ class Solution:
     backtracks: int
     restarts: int
     screened: int  #: groups that were ruled out
-    lip: float = field(repr=False)  #: for the next solve of the same problem
+    lip: float = field(repr=False)  #: for the next solve of the same problem; 0: not needed
     intercept: Tensor | None = None  #: [c], with ``center=True``
 
     @property
@@ -119,7 +119,7 @@ def solve(
         gates: [N, P] of zeros and ones (:func:`sample_gates`).
         penalty: "group", or "nuclear" (of the slices ``Z[p, :, k, :]``).
         tol_rel: relative gap to stop at; None: 1e-6 for float64, 1e-4 for float32.
-        screen_every: iterations between screenings of groups, 0: none.
+        screen_every: iterations between screenings of groups; 0: none, and no working sets.
         time_limit: seconds.
         Z0, lip: start and Lipschitz constant of an earlier solve.
         reduction: "mean" solves the problem of the mean loss: beta is multiplied by N, and F, D,

@@ -21,7 +21,8 @@ struct AdamSteps {
 at::Tensor adam_on_z(const at::Tensor& X, const at::Tensor& Y, double beta,
                      const ConvexOptions& options, const AdamSteps& adam);
 
-/// Z after one proximal step of length 1 / lip, which makes exact zeros, with its certificate.
+/// Z after one proximal step of length 1 / lip (0: estimated), which makes exact zeros, with its
+/// certificate.
 ConvexResult shrunk(const at::Tensor& X, const at::Tensor& Y, double beta, ConvexOptions options,
                     const at::Tensor& Z, double lip);
 

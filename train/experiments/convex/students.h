@@ -28,7 +28,8 @@ nlohmann::json softmax_student(const Lesson& lesson, double rate, bool decay_qk)
 /// The factored network of `heads` heads, by palm with escapes or by Adam on softmax logits.
 nlohmann::json factored_student(const Lesson& lesson, double rate, bool palm, int64_t heads);
 
-/// The convex program by the certified solver, with its Lipschitz constant "lip".
+/// The convex program by the certified solver, with its Lipschitz constant "lip"; 0 where no
+/// step was over all groups.
 nlohmann::json convex_student(const Lesson& lesson);
 
 /// The convex program by full-batch Adam on Z; its zeros come from one proximal step at the end.

@@ -16,9 +16,9 @@ no certificate of its own yet.
 
 Gains are largest where few groups are active, which is what working sets are for. Where all are
 (1000 x 1 x 128) or most (1000 x 29 x 12 and entropy), an iteration is the two products of a read,
-bound by arithmetic, and eager FISTA comes within 1.15 to 1.3 of kktorch at 1000 x 1 x 128. celer and
-skglm solve 5000 x 128 x 64 at 1e-6 alone, and entropy at 1e-6 and 1e-8 is not measured there: a
-round takes a minute.
+bound by arithmetic, and eager FISTA comes within 1.15 to 1.3 of kktorch at 1000 x 1 x 128, half
+squared. celer and skglm solve 5000 x 128 x 64 at 1e-6 alone, and entropy at 1e-6 and 1e-8 is not
+measured there: a round takes a minute.
 """
 
 import functools

@@ -99,7 +99,8 @@ void GroupDesign<T>::pass(const T* W, int64_t c, const Head& head, T* G) const {
                 chunks = std::min(kMostChunks, count);
   std::vector<T> sums(G ? chunks * size : 0);
   parallel_(chunks, [&](int64_t chunk) {
-    Scratch s = {.columns = {}, .across = std::vector<T>(c * rows_), .masked = std::vector<T>(rows_)};
+    Scratch s = {
+        .columns = {}, .across = std::vector<T>(c * rows_), .masked = std::vector<T>(rows_)};
     std::vector<T> A(rows_ * c);
     for (int64_t b = chunk * count / chunks; b < (chunk + 1) * count / chunks; ++b) {
       const int64_t first = b * rows_, rows = std::min(rows_, N_ - first);

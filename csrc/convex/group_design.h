@@ -4,8 +4,8 @@
 //     A_il = sum over groups g = (p, l, k) of  g_ip <W_g, x_ik>          G_g = sum_i g_ip R_il x_ik
 //
 // The tokens of the groups are held as columns, block by block of samples, so that a sample is a
-// lane of a vector whatever d is, and a closed gate a zero. W and G: [groups, d] in the order of the
-// groups. Chunks of blocks own private sums, as in design.h.
+// lane of a vector whatever d is, and a closed gate a zero. W and G: [groups, d] in the order of
+// the groups. Chunks of blocks own private sums, as in design.h.
 #include <vector>
 
 #include "csrc/convex/design.h"

@@ -256,12 +256,10 @@ class System {
     const auto w = curvature();
     weighted.resize(N_ * m);
     for (int64_t i = 0; i < N_; ++i)
-      for (int64_t j = 0; j < m; ++j)
-        weighted[i * m + j] = w[i * c_ + output_of(j)] * F[i * m + j];
+      for (int64_t j = 0; j < m; ++j) weighted[i * m + j] = w[i * c_ + output_of(j)] * F[i * m + j];
     for (const auto& own : ranges_)
       add_gram(1, F, weighted, N_, m, own, H.data() + own.begin * (m + 1), m);
-    if (is_joint(program_.loss))
-      add_gram(-1, weighted, weighted, N_, m, {0, m}, H.data(), m);
+    if (is_joint(program_.loss)) add_gram(-1, weighted, weighted, N_, m, {0, m}, H.data(), m);
   }
 
   /// Curvature of the norms.
@@ -372,7 +370,8 @@ void newton_steps(const ConvexProgram<double>& program, const Samples<double>& s
   Workspace space;
   std::unique_ptr<SharedGram> gram;
   if (is_squared(program.loss))
-    gram = std::make_unique<SharedGram>(program, samples, active_groups(program, samples, Z, 0, program.c));
+    gram = std::make_unique<SharedGram>(program, samples,
+                                        active_groups(program, samples, Z, 0, program.c));
   std::vector<System> systems;
   const int64_t own = is_joint(program.loss) ? program.c : 1;
   systems.reserve(program.c / own);

@@ -319,8 +319,7 @@ class Solver {
     const auto& samples = set_.design().samples();
     const int64_t rows = std::min<int64_t>(samples.N, 64);
     double sum = 0;
-    for (int64_t j = 0; j < rows * samples.D; ++j)
-      sum += double(samples.wide[j]) * samples.wide[j];
+    for (int64_t j = 0; j < rows * samples.D; ++j) sum += double(samples.wide[j]) * samples.wide[j];
     const double columns = static_cast<double>(rows * samples.D) / static_cast<double>(samples.N);
     return smoothness(data_.loss) * std::max(sum / columns, 1e-300);
   }
@@ -368,7 +367,8 @@ class Solver {
 
   void screen(Fista<T>& fista) {
     // The gap of this residual, not of the best one: the sphere is about this dual point. Rounding
-    // hides a smaller gap, and without a sphere active groups, whose norm is beta, would be dropped.
+    // hides a smaller gap, and without a sphere active groups, whose norm is beta, would be
+    // dropped.
     const double least = std::numeric_limits<T>::epsilon() * std::abs(fista.objective());
     const double gap = std::max(least, fista.objective() - fista.dual().value);
     const double radius = std::sqrt(2 * smoothness(data_.loss) * gap);
@@ -406,8 +406,9 @@ class Solver {
 
   static constexpr int64_t kWait = 5, kNewtonSteps = 20;  ///< fewest iterations between, most steps
   static constexpr int64_t kPace = 20;                    ///< rounds that tell the pace
-  static constexpr int64_t kUnfocused = 50;  ///< iterations after which working sets are tried again
-  static constexpr double kMostReads = 300;               ///< that a Newton step may cost
+  static constexpr int64_t kUnfocused =
+      50;  ///< iterations after which working sets are tried again
+  static constexpr double kMostReads = 300;   ///< that a Newton step may cost
   static constexpr double kNewtonReads = 20;  ///< reads that all steps take, for a step of cost 1
 
   /// Rounds without progress of a tenth after which rounding is to blame.

@@ -4,8 +4,8 @@
 //
 //     min over Z of  L(A(Z), Y) + beta Omega(Z)
 //
-// FISTA with a duality gap at every iteration (fista.h), rounds on working sets where few groups are
-// active (working_groups.h), gap-safe screening of groups, Newton's method on the active groups
+// FISTA with a duality gap at every iteration (fista.h), rounds on working sets where few groups
+// are active (working_groups.h), gap-safe screening of groups, Newton's method on the active groups
 // where a step costs no more than some reads (newton.h), and a certificate in float64 over all
 // groups at the end. Stops at gap <= max(tol_abs, tol_rel |F|).
 #include <functional>
@@ -46,10 +46,10 @@ Samples<T> samples_of(const ConvexData<T>& data) {
 struct SolveOptions {
   double tol_rel = 1e-6, tol_abs = 0;
   int64_t max_iter = 20000;
-  int64_t screen_every = 10;                    ///< 0: no screening, no working sets
-  double time_limit = 0;                        ///< seconds, 0 = none
-  double lip = 0;                               ///< a known Lipschitz constant, 0 = estimate it
-  bool newton = true;                           ///< steps on the active groups, where they pay
+  int64_t screen_every = 10;  ///< 0: no screening, no working sets
+  double time_limit = 0;      ///< seconds, 0 = none
+  double lip = 0;             ///< a known Lipschitz constant, 0 = estimate it
+  bool newton = true;         ///< steps on the active groups, where they pay
   /// Called after every iteration; false stops with the best point so far.
   std::function<bool(const Iterate&)> progress = {};
 };

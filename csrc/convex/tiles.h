@@ -3,7 +3,7 @@
 //
 // On rows given by their addresses, D features each:
 //
-//     forward:   A[r, l] += sum_e F[r, e] W[l, e]        backward:   G[l, e] += sum_r R[r, l] F[r, e]
+//     forward:   A[r, l] += sum_e F[r, e] W[l, e]      backward:   G[l, e] += sum_r R[r, l] F[r, e]
 //
 // On some columns, a sample being a lane (kColumnRows divides `rows`); x_j: [d, rows], d columns:
 //

@@ -46,9 +46,9 @@ inline void by_outputs(int64_t c, const F& tile) {
 /// The last `count` < kLanes lanes 1, the others 0: for a vector that ends where a row ends.
 template <typename T>
 inline Vector<T> last_lanes(int64_t count) {
-  Vector<T> mask;
-  for (int i = 0; i < kLanes<T>; ++i) mask[i] = i >= kLanes<T> - count;
-  return mask;
+  T mask[kLanes<T>];
+  for (int i = 0; i < kLanes<T>; ++i) mask[i] = static_cast<T>(i >= kLanes<T> - count);
+  return load<Vector<T>>(mask);
 }
 
 template <typename T, int kRows, int kOutputs>
@@ -157,8 +157,7 @@ inline void weigh_tile(const T* const* x, const T* W, int64_t groups, int64_t d,
     for (int64_t e = 0; e < d; ++e, column += rows) {
       const auto w = broadcast(W[e]);
 #pragma GCC unroll 8
-      for (int v = 0; v < kVectors; ++v)
-        sum[v] += w * load<Vector<T>>(column + v * kLanes<T>);
+      for (int v = 0; v < kVectors; ++v) sum[v] += w * load<Vector<T>>(column + v * kLanes<T>);
     }
   }
   for (int v = 0; v < kVectors; ++v) {

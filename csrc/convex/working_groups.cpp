@@ -63,10 +63,9 @@ void iterate_on_groups(const ConvexProgram<T>& program, const Samples<T>& sample
   own.design = &design;
   own.penalty = &penalty;
   std::vector<T> z(size * d);
-  for (int64_t j = 0; j < size; ++j)
-    std::copy_n(Z.data() + groups[j] * d, d, z.data() + j * d);
-  const double cost = std::max(kLeastCost, 2 * static_cast<double>(size * d) /
-                                               static_cast<double>(Z.size()));
+  for (int64_t j = 0; j < size; ++j) std::copy_n(Z.data() + groups[j] * d, d, z.data() + j * d);
+  const double cost =
+      std::max(kLeastCost, 2 * static_cast<double>(size * d) / static_cast<double>(Z.size()));
   // A read follows: steps that take half of its time are worth it.
   const auto least = static_cast<int64_t>(std::clamp(0.5 / cost, 3., 10.));
   Fista<T> fista(own, round.lip);
@@ -83,11 +82,11 @@ void iterate_on_groups(const ConvexProgram<T>& program, const Samples<T>& sample
   round.restarts = fista.restarts();
 }
 
-#define INSTANTIATE(T)                                                                          \
-  template std::vector<int64_t> working_groups(const ConvexProgram<T>&, const Samples<T>&,      \
-                                               const std::vector<T>&, const std::vector<T>&);   \
-  template void iterate_on_groups(const ConvexProgram<T>&, const Samples<T>&,                   \
-                                  const std::vector<int64_t>&, std::vector<T>&, Round&,         \
+#define INSTANTIATE(T)                                                                        \
+  template std::vector<int64_t> working_groups(const ConvexProgram<T>&, const Samples<T>&,    \
+                                               const std::vector<T>&, const std::vector<T>&); \
+  template void iterate_on_groups(const ConvexProgram<T>&, const Samples<T>&,                 \
+                                  const std::vector<int64_t>&, std::vector<T>&, Round&,       \
                                   const std::function<bool(double, double)>&);
 INSTANTIATE(double)
 INSTANTIATE(float)

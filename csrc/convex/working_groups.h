@@ -20,13 +20,14 @@ std::vector<int64_t> working_groups(const ConvexProgram<T>& program, const Sampl
                                     const std::vector<T>& Z, const std::vector<T>& G);
 
 struct Round {
-  double lip;      ///< in: a guess; out: what it came to
-  double gap;      ///< of the program of these groups, at which to stop
+  double lip;  ///< in: a guess; out: what it came to
+  double gap;  ///< of the program of these groups, at which to stop
   int64_t backtracks = 0, restarts = 0;
 };
 
 /// FISTA on `groups`, in place.
-/// @param after_step  is given the objective and the share of a read that the step took; false ends.
+/// @param after_step  is given the objective and the share of a read that the step took; false
+/// ends.
 template <typename T>
 void iterate_on_groups(const ConvexProgram<T>& program, const Samples<T>& samples,
                        const std::vector<int64_t>& groups, std::vector<T>& Z, Round& round,

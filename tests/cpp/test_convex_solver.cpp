@@ -324,7 +324,8 @@ TEST_F(ConvexSolver, WorkingSetsReachTheOptimumWithFewerReads) {
   }
   auto signs = planted.Y;
   for (auto& y : signs) y = y > 0 ? 1 : -1;
-  for (const auto loss : {Loss::kHalfSquared, Loss::kSquared, Loss::kLogistic, Loss::kCrossEntropy}) {
+  for (const auto loss :
+       {Loss::kHalfSquared, Loss::kSquared, Loss::kLogistic, Loss::kCrossEntropy}) {
     auto data = planted.data();
     data.loss = loss;
     if (loss == Loss::kLogistic) data.targets.values = signs.data();
@@ -345,8 +346,7 @@ TEST_F(ConvexSolver, WorkingSetsReachTheOptimumWithFewerReads) {
     EXPECT_LE(without.dual, with.objective);
     EXPECT_NEAR(certify_convex(data, beta, with.Z.data(), with.multipliers.data(), serial).gap,
                 with.gap, 1e-12 * with.objective);
-    for (const auto& now : with.history)
-      EXPECT_GE(now.gap, -1e-12 * with.history[0].objective);
+    for (const auto& now : with.history) EXPECT_GE(now.gap, -1e-12 * with.history[0].objective);
     // Stopped inside a round, it returns what the round has reached.
     options = {.tol_rel = 1e-8, .max_iter = 12};
     const auto few = solve_convex(data, beta, options, {}, serial);

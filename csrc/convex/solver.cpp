@@ -346,6 +346,9 @@ class Solver {
                result_.iterations < options_.max_iter;
       });
       if (steps > 0 || !goes_on) fista.start(std::move(Z));
+      // What the steps have come to, with its own dual point.
+      if (steps > 0 && goes_on && result_.iterations < options_.max_iter)
+        goes_on = record(fista.objective(), fista.best_dual());
       spent_ = 0;
       pace_.clear();
     }

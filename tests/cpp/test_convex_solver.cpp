@@ -394,6 +394,7 @@ TEST_F(ConvexSolver, NewtonStepsReachTheOptimumOfIllConditionedTokens) {
       EXPECT_EQ(without.newton_steps, 0);
       EXPECT_NEAR(with.objective, without.objective, 1e-9 * without.objective);
       EXPECT_LT(with.iterations, without.iterations);
+      EXPECT_LE(with.history.back().gap, 1e-9 * with.objective);
       // The certificate again, from Z alone.
       EXPECT_NEAR(certify_convex(data, beta, with.Z.data(), nullptr, serial).objective,
                   with.objective, 1e-12 * with.objective);

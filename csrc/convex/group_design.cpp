@@ -45,6 +45,16 @@ GroupDesign<T>::GroupDesign(const Samples<T>& samples, int64_t c, int64_t d,
 }
 
 template <typename T>
+void GroupDesign<T>::copy_token(const Samples<T>& samples, int64_t first, int64_t count, int64_t k,
+                                T* to) const {
+  // Few rows at a time: they may be a power of two apart and fight for the same cache lines.
+  for (int64_t begin = 0; begin < count; begin += 8)
+    for (int64_t e = 0; e < d_; ++e)
+      for (int64_t r = begin; r < std::min(count, begin + 8); ++r)
+        to[e * rows_ + r] = samples.wide[(first + r) * samples.D + k * d_ + e];
+}
+
+template <typename T>
 void GroupDesign<T>::gather(const Samples<T>& samples, const std::vector<int64_t>& tokens) {
   columns_.resize(blocks() * tokens_ * d_ * rows_);
   if (samples.gate) gates_.resize(blocks() * P_ * rows_);
@@ -52,11 +62,11 @@ void GroupDesign<T>::gather(const Samples<T>& samples, const std::vector<int64_t
     const int64_t first = b * rows_, count = std::min(rows_, N_ - first);
     T* to = columns_.data() + b * tokens_ * d_ * rows_;
     for (const int64_t k : tokens) {
-      // Few rows at a time: they may be a power of two apart and fight for the same cache lines.
-      for (int64_t begin = 0; begin < count; begin += 8)
-        for (int64_t e = 0; e < d_; ++e)
-          for (int64_t r = begin; r < std::min(count, begin + 8); ++r)
-            to[e * rows_ + r] = samples.wide[(first + r) * samples.D + k * d_ + e];
+      if (samples.ids)
+        for (int64_t r = 0; r < count; ++r)
+          to[samples.ids[(first + r) * samples.n + k] * rows_ + r] = 1;
+      else
+        copy_token(samples, first, count, k, to);
       to += d_ * rows_;
     }
     if (!samples.gate) return;

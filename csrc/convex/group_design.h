@@ -17,7 +17,7 @@ class GroupDesign : public LinearMap<T> {
  public:
   using typename LinearMap<T>::Head;
 
-  /// @param samples  with `wide` features, D = n d.
+  /// @param samples  with `wide` features, D = n d, or token ids, d = V.
   /// @param groups  (p c + l) n + k, ascending.
   GroupDesign(const Samples<T>& samples, int64_t c, int64_t d, const std::vector<int64_t>& groups,
               Parallel parallel);
@@ -36,6 +36,7 @@ class GroupDesign : public LinearMap<T> {
   struct Scratch;
 
   void gather(const Samples<T>& samples, const std::vector<int64_t>& tokens);
+  void copy_token(const Samples<T>& samples, int64_t first, int64_t count, int64_t k, T* to) const;
   const T* column(int64_t block, int64_t group) const {
     return columns_.data() + (block * tokens_ + place_[group]) * d_ * rows_;
   }

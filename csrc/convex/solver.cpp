@@ -292,7 +292,7 @@ class Solver {
 
   /// A round on a working set, where that pays, and a read after it.
   bool focus(const ConvexProgram<T>& program, Fista<T>& fista, double gap, bool& goes_on) {
-    if (!is_screened() || !data_.X || result_.iterations < next_focus_) return false;
+    if (!is_screened() || result_.iterations < next_focus_) return false;
     const auto& samples = set_.design().samples();
     const auto groups = working_groups(program, samples, fista.Z(), fista.G());
     if (groups.empty()) {
@@ -318,8 +318,9 @@ class Solver {
   double smallest_lip() const {
     const auto& samples = set_.design().samples();
     const int64_t rows = std::min<int64_t>(samples.N, 64);
-    double sum = 0;
-    for (int64_t j = 0; j < rows * samples.D; ++j) sum += double(samples.wide[j]) * samples.wide[j];
+    double sum = samples.ids ? static_cast<double>(rows * samples.n) : 0;
+    for (int64_t j = 0; samples.wide && j < rows * samples.D; ++j)
+      sum += double(samples.wide[j]) * samples.wide[j];
     const double columns = static_cast<double>(rows * samples.D) / static_cast<double>(samples.N);
     return smoothness(data_.loss) * std::max(sum / columns, 1e-300);
   }

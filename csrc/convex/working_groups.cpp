@@ -11,11 +11,19 @@ constexpr int64_t kSmallRead = 1 << 20;    // multiply-adds of a product: cheape
 constexpr int64_t kMostEntries = 1 << 24;  // of the features of a set
 constexpr int64_t kFewest = 32;            // groups that may come in
 constexpr int64_t kMostSteps = 500;
-constexpr double kLeastCost = 0.02;  // of a step, in reads
+constexpr double kLeastCost = 0.02, kMostCost = 2. / 3;  // of a step, in reads
 
 template <typename T>
 const GroupPenalty<T>& groups_of(const ConvexProgram<T>& program) {
   return static_cast<const GroupPenalty<T>&>(*program.penalty);
+}
+
+/// Time of a step on `size` of `count` groups, in reads, roughly. A read of token ids has one
+/// addition where a group has d columns, taken to be four times as slow.
+template <typename T>
+double step_cost(const Samples<T>& samples, int64_t size, int64_t count, int64_t d) {
+  const double share = static_cast<double>(size) / static_cast<double>(count);
+  return samples.ids ? share * static_cast<double>(d) / 4 : 2 * share;
 }
 
 }  // namespace
@@ -25,7 +33,7 @@ std::vector<int64_t> working_groups(const ConvexProgram<T>& program, const Sampl
                                     const std::vector<T>& Z, const std::vector<T>& G) {
   const auto& penalty = groups_of(program);
   const int64_t d = penalty.d(), count = static_cast<int64_t>(Z.size()) / d;
-  if (samples.N * count * d < kSmallRead) return {};
+  if (samples.N * count * (samples.ids ? 1 : d) < kSmallRead) return {};
   std::vector<int64_t> chosen, others;
   std::vector<double> norms(count);
   for (int64_t g = 0; g < count; ++g) {
@@ -47,7 +55,8 @@ std::vector<int64_t> working_groups(const ConvexProgram<T>& program, const Sampl
   std::vector<uint8_t> is_used(n);
   for (const int64_t g : chosen) is_used[g % n] = 1;
   const int64_t tokens = std::count(is_used.begin(), is_used.end(), 1);
-  if (3 * size > live || samples.N * tokens * d > kMostEntries) return {};
+  if (step_cost(samples, size, live, d) > kMostCost || samples.N * tokens * d > kMostEntries)
+    return {};
   std::sort(chosen.begin(), chosen.end());
   return chosen;
 }
@@ -64,8 +73,8 @@ void iterate_on_groups(const ConvexProgram<T>& program, const Samples<T>& sample
   own.penalty = &penalty;
   std::vector<T> z(size * d);
   for (int64_t j = 0; j < size; ++j) std::copy_n(Z.data() + groups[j] * d, d, z.data() + j * d);
-  const double cost =
-      std::max(kLeastCost, 2 * static_cast<double>(size * d) / static_cast<double>(Z.size()));
+  const auto count = static_cast<int64_t>(Z.size()) / d;
+  const double cost = std::max(kLeastCost, step_cost(samples, size, count, d));
   // A read follows: steps that take half of its time are worth it.
   const auto least = static_cast<int64_t>(std::clamp(0.5 / cost, 3., 10.));
   Fista<T> fista(own, round.lip);

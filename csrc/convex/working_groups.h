@@ -12,9 +12,9 @@ namespace kktorch::csrc {
 
 /// The groups to work on, ascending: those that are not zero and, of the rest, the largest among
 /// those whose gradient is above beta, as many again at most. Empty where iterations on them would
-/// not pay: they hold more than a third of the columns, or a read is cheap anyway.
+/// not pay: they are more than a third of all, or a read is cheap anyway.
 /// @param program  its penalty is a GroupPenalty.
-/// @param samples  those of the program, `wide`.
+/// @param samples  those of the program, `wide` or ids.
 template <typename T>
 std::vector<int64_t> working_groups(const ConvexProgram<T>& program, const Samples<T>& samples,
                                     const std::vector<T>& Z, const std::vector<T>& G);

@@ -268,19 +268,22 @@ TEST_F(ConvexSolver, BitsDoNotDependOnTheOrderOfTheWork) {
 
 /// On a working set the map is that of all groups with zeros elsewhere, and its gradient a part.
 template <typename T>
-void expect_group_design(bool gated) {
+void expect_group_design(bool gated, bool with_ids) {
   constexpr int64_t N = 700, n = 7, d = 5, c = 3, P = 4;
   std::mt19937_64 generator(11);
   std::normal_distribution<double> normal;
   std::vector<T> X(N * n * d);
   for (auto& x : X) x = static_cast<T>(normal(generator));
+  std::vector<int64_t> ids(N * n);
+  for (auto& id : ids) id = generator() % d;
   std::vector<uint8_t> gate(N * P);
   for (auto& g : gate) g = generator() % 2;
-  const Samples<T> samples = {.N = N,
-                              .D = n * d,
-                              .P = gated ? P : 1,
-                              .wide = X.data(),
-                              .gate = gated ? gate.data() : nullptr};
+  Samples<T> samples = {.N = N, .D = n * d, .P = gated ? P : 1, .n = n, .V = d};
+  if (with_ids)
+    samples.ids = ids.data();
+  else
+    samples.wide = X.data();
+  if (gated) samples.gate = gate.data();
   std::vector<int64_t> groups;
   for (int64_t g = 0; g < samples.P * c * n; ++g)
     if (generator() % 4 == 0) groups.push_back(g);
@@ -307,10 +310,11 @@ void expect_group_design(bool gated) {
 }
 
 TEST_F(ConvexSolver, GroupsOfADesignAreAPartOfIt) {
-  for (const bool gated : {false, true}) {
-    expect_group_design<double>(gated);
-    expect_group_design<float>(gated);
-  }
+  for (const bool gated : {false, true})
+    for (const bool with_ids : {false, true}) {
+      expect_group_design<double>(gated, with_ids);
+      expect_group_design<float>(gated, with_ids);
+    }
 }
 
 TEST_F(ConvexSolver, WorkingSetsReachTheOptimumWithFewerReads) {

@@ -51,7 +51,7 @@ ordered_json settings(Preset preset) {
           {"embedding_width", by_preset(preset, 16, 128, 128)},
           {"rhos", by_preset<Numbers>(preset, {0.1}, {0.3, 0.1}, {0.3, 0.1, 0.03, 0.01})},
           {"tolerance", by_preset(preset, 1e-4, 1e-3, 1e-4)},
-          {"iterations", by_preset(preset, 2000, 400, 20000)},
+          {"iterations", by_preset(preset, 2000, 2000, 20000)},
           {"adam_rate", 1e-2},
           {"adam_steps", by_preset(preset, 100, 400, 5000)},
           {"rounds", by_preset(preset, 1, 2, 20)},
@@ -63,7 +63,7 @@ ordered_json settings(Preset preset) {
           {"block_heads", by_preset(preset, 32, 256, 256)},
           {"refits", by_preset(preset, 1, 2, 10)},
           {"refit_gates", by_preset(preset, 4, 8, 256)},
-          {"refit_iterations", by_preset(preset, 100, 200, 20000)},
+          {"refit_iterations", by_preset(preset, 100, 1000, 20000)},
           {"seeds", by_preset(preset, 1, 1, 3)}};
 }
 

@@ -4,15 +4,14 @@
 #include <cmath>
 #include <random>
 
+#include "csrc/convex/chunks.h"
 #include "csrc/convex/tiles.h"
 
 namespace kktorch::csrc {
 namespace {
 
-constexpr int64_t kBlockBytes = 512 << 10;    // half of a second-level cache
 constexpr int64_t kPrivateBytes = 256 << 20;  // all private copies of G together
-constexpr int64_t kMostChunks = 8;
-constexpr int64_t kTileWidth = 256;  // features of one unit of a split pass
+constexpr int64_t kTileWidth = 256;           // features of one unit of a split pass
 
 }  // namespace
 
@@ -92,31 +91,19 @@ void Design<T>::pass(const T* W, int64_t c, const Head& head, T* G) const {
 
 template <typename T>
 void Design<T>::fused_pass(const T* W, int64_t c, const Head& head, T* G, int64_t chunks) const {
-  const int64_t size = samples_.P * c * samples_.D, count = blocks();
-  std::vector<std::vector<T>> sums(G ? chunks : 0);
-  parallel_(chunks, [&](int64_t chunk) {
+  const auto run = [&](int64_t begin, int64_t end, T* sum) {
     Scratch s;
     std::vector<T> A(block_rows_ * c);
-    if (G) sums[chunk].assign(size, T(0));
-    for (int64_t b = chunk * count / chunks; b < (chunk + 1) * count / chunks; ++b) {
+    for (int64_t b = begin; b < end; ++b) {
       const int64_t first = b * block_rows_, rows = std::min(block_rows_, samples_.N - first);
       predict(first, rows, W, c, A.data(), s);
       const T* R = head(b, first, rows, A.data());
-      if (!G) continue;
+      if (!sum) continue;
       for (int64_t p = 0; p < samples_.P; ++p)
-        accumulate(first, rows, p, 0, samples_.D, R, c, sums[chunk].data(), s);
+        accumulate(first, rows, p, 0, samples_.D, R, c, sum, s);
     }
-  });
-  if (!G) return;
-  constexpr int64_t kPart = 4096;
-  parallel_((size + kPart - 1) / kPart, [&](int64_t part) {
-    const int64_t end = std::min(size, (part + 1) * kPart);
-    for (int64_t j = part * kPart; j < end; ++j) {
-      T sum = sums[0][j];
-      for (int64_t chunk = 1; chunk < chunks; ++chunk) sum += sums[chunk][j];
-      G[j] = sum;
-    }
-  });
+  };
+  sum_by_chunks(parallel_, blocks(), chunks, samples_.P * c * samples_.D, G, run);
 }
 
 template <typename T>

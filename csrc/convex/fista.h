@@ -41,6 +41,15 @@ struct ConvexProgram {
   int64_t rows() const { return design->N() * rows_per_sample; }
 };
 
+/// The penalty of a program that has a group penalty.
+template <typename T>
+const GroupPenalty<T>& groups_of(const ConvexProgram<T>& program) {
+  return static_cast<const GroupPenalty<T>&>(*program.penalty);
+}
+
+/// Features that a method may copy for its groups: 134 MB in float64.
+inline constexpr int64_t kMostCopied = 1 << 24;
+
 /// State of an iteration, as the history keeps it.
 struct Iterate {
   int64_t iteration;

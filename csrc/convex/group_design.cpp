@@ -3,14 +3,13 @@
 #include <algorithm>
 #include <utility>
 
+#include "csrc/convex/chunks.h"
 #include "csrc/convex/tiles.h"
 
 namespace kktorch::csrc {
 namespace {
 
-constexpr int64_t kBlockBytes = 512 << 10;  // half of a second-level cache
 constexpr int64_t kMostRows = 512;
-constexpr int64_t kMostChunks = 8;
 
 }  // namespace
 
@@ -105,34 +104,27 @@ void GroupDesign<T>::accumulate(int64_t block, Scratch& s, T* G) const {
 
 template <typename T>
 void GroupDesign<T>::pass(const T* W, int64_t c, const Head& head, T* G) const {
-  const int64_t size = static_cast<int64_t>(place_.size()) * d_, count = blocks(),
-                chunks = std::min(kMostChunks, count);
-  std::vector<T> sums(G ? chunks * size : 0);
-  parallel_(chunks, [&](int64_t chunk) {
+  const auto run = [&](int64_t begin, int64_t end, T* sum) {
     Scratch s = {
         .columns = {}, .across = std::vector<T>(c * rows_), .masked = std::vector<T>(rows_)};
     std::vector<T> A(rows_ * c);
-    for (int64_t b = chunk * count / chunks; b < (chunk + 1) * count / chunks; ++b) {
+    for (int64_t b = begin; b < end; ++b) {
       const int64_t first = b * rows_, rows = std::min(rows_, N_ - first);
       predict(b, W, s);
       for (int64_t r = 0; r < rows; ++r)
         for (int64_t l = 0; l < c; ++l) A[r * c + l] = s.across[l * rows_ + r];
       const T* R = head(b, first, rows, A.data());
-      if (!G) continue;
+      if (!sum) continue;
       for (int64_t l = 0; l < c; ++l) {
         T* to = s.across.data() + l * rows_;
         for (int64_t r = 0; r < rows; ++r) to[r] = R[r * c + l];
         std::fill(to + rows, to + rows_, T(0));
       }
-      accumulate(b, s, sums.data() + chunk * size);
+      accumulate(b, s, sum);
     }
-  });
-  if (!G) return;
-  for (int64_t j = 0; j < size; ++j) {
-    T sum = sums[j];
-    for (int64_t chunk = 1; chunk < chunks; ++chunk) sum += sums[chunk * size + j];
-    G[j] = sum;
-  }
+  };
+  sum_by_chunks(parallel_, blocks(), std::min(kMostChunks, blocks()),
+                static_cast<int64_t>(place_.size()) * d_, G, run);
 }
 
 template class GroupDesign<double>;

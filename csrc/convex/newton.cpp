@@ -10,15 +10,13 @@
 namespace kktorch::csrc {
 namespace {
 
-constexpr int64_t kMostEntries = 1 << 24;  // of the features of a system
-constexpr int64_t kMostVariables = 3000;   // of a system
-constexpr double kRounding = 1e-13;        // of an objective, relative
-constexpr int64_t kColumns = 256;          // of a Gram matrix at a time
+constexpr int64_t kMostVariables = 3000;  // of a system
+constexpr double kRounding = 1e-13;       // of an objective, relative
+constexpr int64_t kColumns = 256;         // of a Gram matrix at a time
 
 /// Token k under gate p: d features.
 struct Block {
   int64_t p, k;
-  bool operator==(const Block&) const = default;
 };
 
 struct Group {
@@ -26,23 +24,17 @@ struct Group {
   Block block;
 };
 
-int64_t width_of(const ConvexProgram<double>& program) {
-  return static_cast<const GroupPenalty<double>&>(*program.penalty).d();
-}
-
 /// The groups that are not zero of outputs [first, last), by outputs.
 std::vector<Group> active_groups(const ConvexProgram<double>& program,
                                  const Samples<double>& samples, const std::vector<double>& Z,
                                  int64_t first, int64_t last) {
-  const int64_t d = width_of(program), n = samples.D / d, c = program.c;
+  const int64_t d = groups_of(program).d(), n = samples.D / d, c = program.c;
   std::vector<Group> groups;
   for (int64_t l = first; l < last; ++l)
     for (int64_t p = 0; p < samples.P; ++p)
       for (int64_t k = 0; k < n; ++k) {
         const int64_t g = (p * c + l) * n + k;
-        const auto* z = Z.data() + g * d;
-        if (std::any_of(z, z + d, [](double x) { return x != 0; }))
-          groups.push_back({g, l, {p, k}});
+        if (!groups_of(program).is_zero(Z.data(), g)) groups.push_back({g, l, {p, k}});
       }
   return groups;
 }
@@ -50,7 +42,7 @@ std::vector<Group> active_groups(const ConvexProgram<double>& program,
 /// F [N, blocks d]: the features of blocks side by side, zero where the gate is closed.
 void gather(const ConvexProgram<double>& program, const Samples<double>& samples,
             const std::vector<Block>& blocks, std::vector<double>& F) {
-  const int64_t d = width_of(program), m = static_cast<int64_t>(blocks.size()) * d;
+  const int64_t d = groups_of(program).d(), m = static_cast<int64_t>(blocks.size()) * d;
   F.resize(samples.N * m);
   program.design->parallel()(samples.N, [&](int64_t i) {
     double* to = F.data() + i * m;
@@ -88,7 +80,7 @@ class SharedGram {
  public:
   SharedGram(const ConvexProgram<double>& program, const Samples<double>& samples,
              const std::vector<Group>& groups)
-      : d_(width_of(program)), tokens_(samples.D / d_), place_(samples.P * tokens_, -1) {
+      : d_(groups_of(program).d()), tokens_(samples.D / d_), place_(samples.P * tokens_, -1) {
     std::vector<Block> blocks;
     for (const auto& group : groups) {
       auto& place = place_[group.block.p * tokens_ + group.block.k];
@@ -141,7 +133,7 @@ class System {
         samples_(samples),
         N_(samples.N),
         c_(last - first),
-        d_(width_of(program)),
+        d_(groups_of(program).d()),
         first_(first),
         gram_(gram),
         Z_(Z),
@@ -153,16 +145,16 @@ class System {
         own_targets_[i] = program.targets.values[i * program.c + first];
       targets_.values = own_targets_.data();
     }
-    gather_active();
-    objective_ = objective_at(z_, A_);
   }
 
+  /// After the first advance().
   double objective() const { return objective_; }
 
   /// One step; false if the gradient is small enough, or no step lowers the objective.
   bool advance(double accuracy) {
     if (is_done_) return false;
     gather_active();
+    if (A_.empty()) objective_ = objective_at(z_, A_);
     const double now = gradient();
     // Where rounding hides what a step gains, its gradient has to fall instead.
     is_done_ = now <= accuracy * program_.beta || (is_last_ && now > before_ / 2) || !step();
@@ -341,7 +333,7 @@ class System {
 
 double newton_cost(const ConvexProgram<double>& program, const Samples<double>& samples,
                    const std::vector<double>& Z) {
-  const int64_t d = width_of(program), tokens = samples.D / d;
+  const int64_t d = groups_of(program).d(), tokens = samples.D / d;
   std::vector<double> sizes(program.c);
   std::vector<uint8_t> is_used(samples.P * tokens);
   double all = 0, used = 0;
@@ -356,7 +348,7 @@ double newton_cost(const ConvexProgram<double>& program, const Samples<double>& 
   if (is_joint(program.loss)) sizes = {all};
   const bool is_shared = is_squared(program.loss);
   const double widest = is_shared ? used : *std::max_element(sizes.begin(), sizes.end());
-  if (N * widest > kMostEntries || widest > kMostVariables)
+  if (N * widest > kMostCopied || widest > kMostVariables)
     return std::numeric_limits<double>::infinity();
   double work = is_shared ? N * used * used / 2 : 0;
   for (const double size : sizes)

@@ -8,6 +8,7 @@
 //
 // The state Z is what the solver iterates on; the map W of the design is Z itself, and C+ - C- for
 // sequences, whose state holds both.
+#include <algorithm>
 #include <cstdint>
 #include <memory>
 #include <vector>
@@ -63,6 +64,10 @@ class GroupPenalty : public Penalty<T> {
   std::vector<uint8_t>& alive() { return alive_; }
   const std::vector<uint8_t>& alive() const { return alive_; }
   double norm(const T* Z, int64_t group) const;
+  bool is_zero(const T* Z, int64_t group) const {
+    const T* z = Z + group * d_;
+    return std::all_of(z, z + d_, [](T x) { return x == 0; });
+  }
 
  private:
   int64_t groups_, d_;

@@ -57,9 +57,9 @@ std::unique_ptr<Penalty<T>> penalty_of(PenaltyKind kind, int64_t P, int64_t c, i
 
 /// The tokens that still have a live group, with their features alone: what is iterated on.
 template <typename T>
-class WorkingSet {
+class LiveTokens {
  public:
-  WorkingSet(const ConvexData<T>& data, const Parallel& parallel)
+  LiveTokens(const ConvexData<T>& data, const Parallel& parallel)
       : data_(data), parallel_(parallel), tokens_(data.n), alive_(data.P * data.c * data.n, 1) {
     for (int64_t k = 0; k < data.n; ++k) tokens_[k] = k;
     build();
@@ -71,7 +71,7 @@ class WorkingSet {
   int64_t reads() const { return reads_ + design_->reads(); }
   int64_t dead() const { return std::count(alive_.begin(), alive_.end(), 0); }
 
-  /// Z of all tokens from that of the working set, and back.
+  /// Z of all tokens from that of the live ones, and back.
   std::vector<T> expand(const std::vector<T>& Z) const { return moved(Z, true); }
   std::vector<T> restrict(const std::vector<T>& Z) const { return moved(Z, false); }
 
@@ -177,11 +177,11 @@ class Solver {
  public:
   Solver(const ConvexData<T>& data, double beta, const SolveOptions& options,
          const Parallel& parallel)
-      : data_(data), beta_(beta), options_(options), parallel_(parallel), set_(data, parallel) {}
+      : data_(data), beta_(beta), options_(options), parallel_(parallel), live_(data, parallel) {}
 
   Solution<T> solve(std::vector<T> Z) {
     result_.beta_max = convex_beta_max(data_, parallel_);
-    const int64_t size = set_.penalty().state_size();
+    const int64_t size = live_.penalty().state_size();
     if (beta_ >= result_.beta_max) return null_solution(size);
     if (Z.empty()) Z.assign(size, T(0));
     lip_ = options_.lip;
@@ -197,9 +197,9 @@ class Solver {
       result_.status = done ? Status::kConverged : status;
       break;
     }
-    result_.Z = set_.expand(Z);
-    result_.reads = set_.reads();
-    result_.screened = set_.dead();
+    result_.Z = live_.expand(Z);
+    result_.reads = live_.reads();
+    result_.screened = live_.dead();
     result_.lip = lip_;
     return std::move(result_);
   }
@@ -215,16 +215,17 @@ class Solver {
     result_.Z.assign(size, T(0));
     certify(result_.Z);
     result_.status = Status::kNullSolution;
-    result_.reads = set_.reads();
+    result_.reads = live_.reads();
     return std::move(result_);
   }
 
-  /// Iterates on the working set, which shrinks on the way, until the gap on it is small enough.
+  /// Iterates on the live tokens, which get fewer on the way, until the gap on them is small
+  /// enough.
   Status iterate(std::vector<T>& Z, double tolerance) {
     while (true) {
-      const ConvexProgram<T> program = {&set_.design(), &set_.penalty(),        data_.loss,
-                                        data_.targets,  rows_per_sample(data_), data_.c,
-                                        beta_};
+      const ConvexProgram<T> program = {
+          &live_.design(),        &live_.penalty(), data_.loss, data_.targets,
+          rows_per_sample(data_), data_.c,          beta_};
       Fista<T> fista(program, lip_);
       fista.start(std::move(Z));
       bool shrinks = false;
@@ -238,7 +239,7 @@ class Solver {
         hint_.assign(fista.best_multipliers().begin(), fista.best_multipliers().end());
         return status;
       }
-      set_.shrink(Z);
+      live_.shrink(Z);
     }
   }
 
@@ -272,13 +273,13 @@ class Solver {
       if (spent_ >= kWait && !refine(program, fista, tolerance)) return Status::kInterrupted;
       if (is_screened() && !is_focused && (round + 1) % options_.screen_every == 0) {
         screen(fista);
-        if ((shrinks = set_.can_shrink())) return Status::kConverged;
+        if ((shrinks = live_.can_shrink())) return Status::kConverged;
       }
     }
   }
 
   double estimated_lip() const {
-    return 1.01 * smoothness(data_.loss) * set_.design().squared_norm() * set_.penalty().copies();
+    return 1.01 * smoothness(data_.loss) * live_.design().squared_norm() * live_.penalty().copies();
   }
 
   bool is_late() const { return options_.time_limit > 0 && seconds() > options_.time_limit; }
@@ -293,7 +294,7 @@ class Solver {
   /// A round on a working set, where that pays, and a read after it.
   bool focus(const ConvexProgram<T>& program, Fista<T>& fista, double gap, bool& goes_on) {
     if (!is_screened() || result_.iterations < next_focus_) return false;
-    const auto& samples = set_.design().samples();
+    const auto& samples = live_.design().samples();
     const auto groups = working_groups(program, samples, fista.Z(), fista.G());
     if (groups.empty()) {
       next_focus_ = result_.iterations + kUnfocused;
@@ -316,7 +317,7 @@ class Solver {
 
   /// Of a column of average size, by a few samples: a start that grows to what the steps show.
   double smallest_lip() const {
-    const auto& samples = set_.design().samples();
+    const auto& samples = live_.design().samples();
     const int64_t rows = std::min<int64_t>(samples.N, 64);
     double sum = samples.ids ? static_cast<double>(rows * samples.n) : 0;
     for (int64_t j = 0; samples.wide && j < rows * samples.D; ++j)
@@ -330,7 +331,7 @@ class Solver {
     bool goes_on = true;
     if constexpr (std::is_same_v<T, double>) {
       if (!options_.newton || data_.penalty != PenaltyKind::kGroup || !data_.X) return true;
-      const auto& samples = set_.design().samples();
+      const auto& samples = live_.design().samples();
       const double cost = newton_cost(program, samples, fista.Z());
       if (cost > kMostReads) return true;
       // Three times as many reads as a step costs come first, and where few are left, they do it.
@@ -376,19 +377,19 @@ class Solver {
     const double least = std::numeric_limits<T>::epsilon() * std::abs(fista.objective());
     const double gap = std::max(least, fista.objective() - fista.dual().value);
     const double radius = std::sqrt(2 * smoothness(data_.loss) * gap);
-    if (set_.screen(fista.Z(), fista.previous(), fista.G(), fista.dual().scale, radius, beta_))
+    if (live_.screen(fista.Z(), fista.previous(), fista.G(), fista.dual().scale, radius, beta_))
       fista.start(std::move(fista.Z()));
   }
 
   /// The certificate over all groups; true if it is within the tolerance.
   bool certify(const std::vector<T>& Z) {
-    if (std::is_same_v<T, double> && set_.is_whole() && !hint_.empty()) {
+    if (std::is_same_v<T, double> && live_.is_whole() && !hint_.empty()) {
       result_.objective = estimate_.objective;
       result_.dual = estimate_.dual;
       result_.gap = result_.objective - result_.dual;
       result_.multipliers = hint_;
     } else {
-      const auto whole = set_.expand(Z);
+      const auto whole = live_.expand(Z);
       const std::vector<double> wide(whole.begin(), whole.end());
       const auto certificate =
           certify_convex(data_, beta_, wide.data(), hint_.empty() ? nullptr : hint_.data(),
@@ -410,8 +411,7 @@ class Solver {
 
   static constexpr int64_t kWait = 5, kNewtonSteps = 20;  ///< fewest iterations between, most steps
   static constexpr int64_t kPace = 20;                    ///< rounds that tell the pace
-  static constexpr int64_t kUnfocused =
-      50;  ///< iterations after which working sets are tried again
+  static constexpr int64_t kUnfocused = 50;   ///< iterations until working sets are tried again
   static constexpr double kMostReads = 300;   ///< that a Newton step may cost
   static constexpr double kNewtonReads = 20;  ///< reads that all steps take, for a step of cost 1
 
@@ -422,7 +422,7 @@ class Solver {
   const double beta_;
   const SolveOptions& options_;
   const Parallel& parallel_;
-  WorkingSet<T> set_;
+  LiveTokens<T> live_;
   double lip_ = 0;
   /// Reads since the last Newton step, and the gap after every round since.
   struct Pace {

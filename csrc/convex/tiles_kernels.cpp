@@ -23,11 +23,7 @@ inline void store_part(T* to, Vector<T> v, int64_t count) {
 }
 
 /// Outputs of a tile: as many as leave a register for every value besides the sums.
-#if defined(__AVX512F__)
-constexpr int kMostOutputs = 6;
-#else
-constexpr int kMostOutputs = 3;
-#endif
+constexpr int kMostOutputs = kVectorBytes == 64 ? 6 : 3;
 
 /// tile(std::integral_constant<int, outputs>, first) for all outputs, in even parts.
 template <typename F>

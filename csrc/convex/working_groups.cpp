@@ -7,16 +7,10 @@
 namespace kktorch::csrc {
 namespace {
 
-constexpr int64_t kSmallRead = 1 << 20;    // multiply-adds of a product: cheaper than a set
-constexpr int64_t kMostEntries = 1 << 24;  // of the features of a set
-constexpr int64_t kFewest = 32;            // groups that may come in
+constexpr int64_t kSmallRead = 1 << 20;  // multiply-adds of a product: cheaper than a set
+constexpr int64_t kFewest = 32;          // groups that may come in
 constexpr int64_t kMostSteps = 500;
 constexpr double kLeastCost = 0.02, kMostCost = 2. / 3;  // of a step, in reads
-
-template <typename T>
-const GroupPenalty<T>& groups_of(const ConvexProgram<T>& program) {
-  return static_cast<const GroupPenalty<T>&>(*program.penalty);
-}
 
 /// Time of a step on `size` of `count` groups, in reads, roughly. A read of token ids has one
 /// addition where a group has d columns, taken to be four times as slow.
@@ -37,8 +31,7 @@ std::vector<int64_t> working_groups(const ConvexProgram<T>& program, const Sampl
   std::vector<int64_t> chosen, others;
   std::vector<double> norms(count);
   for (int64_t g = 0; g < count; ++g) {
-    const auto* z = Z.data() + g * d;
-    if (std::any_of(z, z + d, [](T x) { return x != 0; })) {
+    if (!penalty.is_zero(Z.data(), g)) {
       chosen.push_back(g);
     } else if (penalty.alive()[g] && (norms[g] = penalty.norm(G.data(), g)) > program.beta) {
       others.push_back(g);
@@ -55,7 +48,7 @@ std::vector<int64_t> working_groups(const ConvexProgram<T>& program, const Sampl
   std::vector<uint8_t> is_used(n);
   for (const int64_t g : chosen) is_used[g % n] = 1;
   const int64_t tokens = std::count(is_used.begin(), is_used.end(), 1);
-  if (step_cost(samples, size, live, d) > kMostCost || samples.N * tokens * d > kMostEntries)
+  if (step_cost(samples, size, live, d) > kMostCost || samples.N * tokens * d > kMostCopied)
     return {};
   std::sort(chosen.begin(), chosen.end());
   return chosen;
